@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dtype;
+pub mod host_bytes;
 
 pub use dtype::DType;
+pub use host_bytes::HostBytes;
