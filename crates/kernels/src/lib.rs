@@ -3,6 +3,7 @@
 
 pub mod dtype;
 pub mod host_bytes;
+pub mod quant;
 
 pub use dtype::DType;
 pub use host_bytes::HostBytes;

@@ -1,0 +1,126 @@
+//! The 32-element blocks with one f16 scale, and with or without an f16 minimum.
+//!
+//! In the 4- and 5-bit types, byte `i` of `qs` holds the low nibble of element `i` in its low half and that of element
+//! `i + 16` in its high half. In the 5-bit types, bit `i` of the little-endian u32 in `qh` is the fifth bit of element `i`.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::Block;
+use crate::DType;
+
+/// `x = d · (q − 8)`, `q` in 0..16.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ4_0 {
+    pub d: f16,
+    /// Low half: elements 0..16. High half: elements 16..32.
+    pub qs: [u8; 16],
+}
+
+/// `x = d · q + m`, `q` in 0..16.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ4_1 {
+    pub d: f16,
+    pub m: f16,
+    /// Low half: elements 0..16. High half: elements 16..32.
+    pub qs: [u8; 16],
+}
+
+/// `x = d · (q − 16)`, `q` in 0..32.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ5_0 {
+    pub d: f16,
+    /// Fifth bits: bit `i` of the little-endian u32 belongs to element `i`.
+    pub qh: [u8; 4],
+    /// Low half: elements 0..16. High half: elements 16..32.
+    pub qs: [u8; 16],
+}
+
+/// `x = d · q + m`, `q` in 0..32.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ5_1 {
+    pub d: f16,
+    pub m: f16,
+    /// Fifth bits: bit `i` of the little-endian u32 belongs to element `i`.
+    pub qh: [u8; 4],
+    /// Low half: elements 0..16. High half: elements 16..32.
+    pub qs: [u8; 16],
+}
+
+/// `x = d · q`, `q` in −128..128.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct BlockQ8_0 {
+    pub d: f16,
+    pub qs: [i8; 32],
+}
+
+impl Block<32> for BlockQ4_0 {
+    const DTYPE: DType = DType::Q4_0;
+
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let d = self.d.to_f32();
+        for (x, q) in out.iter_mut().zip(unpack_nibbles(&self.qs)) {
+            *x = f32::from(q as i8 - 8) * d;
+        }
+    }
+}
+
+impl Block<32> for BlockQ4_1 {
+    const DTYPE: DType = DType::Q4_1;
+
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let (d, m) = (self.d.to_f32(), self.m.to_f32());
+        for (x, q) in out.iter_mut().zip(unpack_nibbles(&self.qs)) {
+            *x = f32::from(q) * d + m;
+        }
+    }
+}
+
+impl Block<32> for BlockQ5_0 {
+    const DTYPE: DType = DType::Q5_0;
+
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let d = self.d.to_f32();
+        for (x, q) in out.iter_mut().zip(unpack_5_bits(&self.qs, self.qh)) {
+            *x = f32::from(q as i8 - 16) * d;
+        }
+    }
+}
+
+impl Block<32> for BlockQ5_1 {
+    const DTYPE: DType = DType::Q5_1;
+
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let (d, m) = (self.d.to_f32(), self.m.to_f32());
+        for (x, q) in out.iter_mut().zip(unpack_5_bits(&self.qs, self.qh)) {
+            *x = f32::from(q) * d + m;
+        }
+    }
+}
+
+impl Block<32> for BlockQ8_0 {
+    const DTYPE: DType = DType::Q8_0;
+
+    fn dequantize(&self, out: &mut [f32; 32]) {
+        let d = self.d.to_f32();
+        for (x, &q) in out.iter_mut().zip(&self.qs) {
+            *x = f32::from(q) * d;
+        }
+    }
+}
+
+/// Nibbles in element order: low halves first, then high halves.
+pub(super) fn unpack_nibbles(qs: &[u8; 16]) -> [u8; 32] {
+    std::array::from_fn(|i| if i < 16 { qs[i] & 15 } else { qs[i - 16] >> 4 })
+}
+
+fn unpack_5_bits(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
+    let high = u32::from_le_bytes(qh);
+    let low = unpack_nibbles(qs);
+    std::array::from_fn(|i| low[i] | (((high >> i) & 1) as u8) << 4)
+}
