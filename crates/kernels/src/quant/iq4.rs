@@ -4,7 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::legacy::unpack_nibbles;
+use super::fit;
+use super::k_quants::signed_integer;
+use super::legacy::{pack_nibbles, unpack_nibbles};
 use crate::DType;
 
 /// What the 16 codes of [`BlockIq4Nl`] and [`BlockIq4Xs`] stand for.
@@ -47,6 +49,15 @@ impl Block<32> for BlockIq4Nl {
     fn dequantize(&self, out: &mut [f32; 32]) {
         look_up(self.d.to_f32(), &self.qs, out);
     }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let d = fit::scale_to_f16(fit_scale(x));
+        Self { d, qs: pack_nibbles(&nearest_codes(x, d.to_f32())) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 impl Block<256> for BlockIq4Xs {
@@ -59,10 +70,79 @@ impl Block<256> for BlockIq4Xs {
             look_up(d * f32::from(self.scale(j)), qs, values);
         }
     }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let parts = x.as_chunks::<32>().0;
+        let scales: [f32; 8] = std::array::from_fn(|j| fit_scale(&parts[j]));
+        let d = fit::scale_to_f16(-fit::extreme(&scales) / 32.0);
+        let mut block = Self { d, scales_h: 0, scales_l: [0; 4], qs: [0; 128] };
+        for (j, (part, qs)) in parts.iter().zip(block.qs.as_chunks_mut::<16>().0).enumerate() {
+            let scale = signed_integer(scales[j], d, 32.0);
+            let bits = (scale + 32) as u8;
+            block.scales_l[j / 2] |= (bits & 15) << (4 * (j % 2));
+            block.scales_h |= u16::from(bits >> 4) << (2 * j);
+            *qs = pack_nibbles(&nearest_codes(part, d.to_f32() * f32::from(scale)));
+        }
+        block
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 fn look_up(scale: f32, qs: &[u8; 16], out: &mut [f32; 32]) {
     for (x, q) in out.iter_mut().zip(unpack_nibbles(qs)) {
         *x = scale * f32::from(IQ4_VALUES[usize::from(q)]);
     }
+}
+
+/// Midpoints between neighbours of [`IQ4_VALUES`].
+const THRESHOLDS: [f32; 15] = {
+    let mut thresholds = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        thresholds[i] = (IQ4_VALUES[i] as f32 + IQ4_VALUES[i + 1] as f32) / 2.0;
+        i += 1;
+    }
+    thresholds
+};
+
+/// The scale of `x ≈ scale · IQ4_VALUES[q]` with the least squared error, large values weighing most.
+fn fit_scale(x: &[f32; 32]) -> f32 {
+    let extreme = fit::extreme(x);
+    if extreme.abs() < fit::NEGLIGIBLE {
+        return 0.0;
+    }
+    let first = f32::from(IQ4_VALUES[0]);
+    let w = fit::square_weights(x);
+    fit::best_scale(extreme / first, (-7i8..=7).map(|t| (first + f32::from(t)) / extreme), |inverse| {
+        let (mut xq, mut qq) = ([0.0; 8], [0.0; 8]);
+        for (x, w) in x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
+            let q = nearest_values(&x.map(|x| x * inverse));
+            for i in 0..8 {
+                xq[i] += w[i] * x[i] * q[i];
+                qq[i] += w[i] * q[i] * q[i];
+            }
+        }
+        (xq.iter().sum(), qq.iter().sum())
+    })
+}
+
+/// The nearest table values. Sums the steps passed, which vectorises where a search does not.
+fn nearest_values(v: &[f32; 8]) -> [f32; 8] {
+    let mut nearest = [f32::from(IQ4_VALUES[0]); 8];
+    for (k, &threshold) in THRESHOLDS.iter().enumerate() {
+        let step = f32::from(IQ4_VALUES[k + 1]) - f32::from(IQ4_VALUES[k]);
+        for (nearest, v) in nearest.iter_mut().zip(v) {
+            *nearest += if *v > threshold { step } else { 0.0 };
+        }
+    }
+    nearest
+}
+
+/// The codes whose table values are nearest to `x / scale`.
+fn nearest_codes(x: &[f32; 32], scale: f32) -> [u8; 32] {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    x.map(|x| THRESHOLDS.iter().map(|t| u8::from(x * inverse > *t)).sum())
 }

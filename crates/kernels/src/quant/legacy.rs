@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
+use super::fit::{self, Grid};
 use crate::DType;
 
 /// `x = d · (q − 8)`, `q` in 0..16.
@@ -68,6 +69,15 @@ impl Block<32> for BlockQ4_0 {
             *x = f32::from(q as i8 - 8) * d;
         }
     }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let (d, codes) = centred(x, 8);
+        Self { d, qs: pack_nibbles(&codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 impl Block<32> for BlockQ4_1 {
@@ -78,6 +88,15 @@ impl Block<32> for BlockQ4_1 {
         for (x, q) in out.iter_mut().zip(unpack_nibbles(&self.qs)) {
             *x = f32::from(q) * d + m;
         }
+    }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let (d, m, codes) = affine(x, 15);
+        Self { d, m, qs: pack_nibbles(&codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.m.is_finite()
     }
 }
 
@@ -90,6 +109,15 @@ impl Block<32> for BlockQ5_0 {
             *x = f32::from(q as i8 - 16) * d;
         }
     }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let (d, codes) = centred(x, 16);
+        Self { d, qh: pack_fifth_bits(&codes), qs: pack_nibbles(&codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
 }
 
 impl Block<32> for BlockQ5_1 {
@@ -100,6 +128,15 @@ impl Block<32> for BlockQ5_1 {
         for (x, q) in out.iter_mut().zip(unpack_5_bits(&self.qs, self.qh)) {
             *x = f32::from(q) * d + m;
         }
+    }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let (d, m, codes) = affine(x, 31);
+        Self { d, m, qh: pack_fifth_bits(&codes), qs: pack_nibbles(&codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.m.is_finite()
     }
 }
 
@@ -112,6 +149,30 @@ impl Block<32> for BlockQ8_0 {
             *x = f32::from(q) * d;
         }
     }
+
+    fn quantize(x: &[f32; 32]) -> Self {
+        let d = fit::scale_to_f16(fit::extreme(x).abs() / 127.0);
+        let inverse = if d == f16::ZERO { 0.0 } else { 1.0 / d.to_f32() };
+        Self { d, qs: x.map(|x| fit::low_byte(fit::clamp(x * inverse, -127.0, 127.0)) as i8) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
+    }
+}
+
+/// Scale and codes of `x ≈ d · (code − n)`. The largest magnitude goes to code 0, which reaches further than `2n − 1`.
+fn centred(x: &[f32; 32], n: u8) -> (f16, [u8; 32]) {
+    let d = fit::scale_to_f16(fit::symmetric(x, &[1.0; 32], f32::from(n), 0.0, 0));
+    (d, fit::codes(x, d.to_f32(), 0.0, n, 2 * n - 1))
+}
+
+/// Scale, minimum and codes of `x ≈ d · code + m`.
+fn affine(x: &[f32; 32], max_code: u8) -> (f16, f16, [u8; 32]) {
+    let grid = Grid { from: -0.6, to: 0.6, steps: 2 };
+    let fit = fit::affine(x, &[1.0; 32], f32::from(max_code), grid, false);
+    let (d, m) = (fit::scale_to_f16(fit.scale), f16::from_f32(fit.min));
+    (d, m, fit::codes(x, d.to_f32(), m.to_f32(), 0, max_code))
 }
 
 /// Nibbles in element order: low halves first, then high halves.
@@ -123,4 +184,13 @@ fn unpack_5_bits(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
     let high = u32::from_le_bytes(qh);
     let low = unpack_nibbles(qs);
     std::array::from_fn(|i| low[i] | (((high >> i) & 1) as u8) << 4)
+}
+
+/// Takes the low four bits of each code.
+pub(super) fn pack_nibbles(codes: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| (codes[i] & 15) | codes[i + 16] << 4)
+}
+
+fn pack_fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+    codes.iter().enumerate().fold(0u32, |bits, (i, &code)| bits | u32::from(code >> 4) << i).to_le_bytes()
 }

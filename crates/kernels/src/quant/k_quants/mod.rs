@@ -3,10 +3,16 @@
 //! `codes` gives the quants in element order and is the one place that knows where the bits lie; a sub-block is 16
 //! (Q2_K, Q3_K, Q6_K) or 32 (Q4_K, Q5_K) consecutive elements.
 
+mod bits;
+mod encode;
+
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::Block;
+use self::bits::*;
+pub(super) use self::encode::signed_integer;
+use self::encode::{AffineKind, affine as encode_affine, centred as encode_centred};
+use super::{Block, fit, fit::Grid};
 use crate::DType;
 
 /// `x = d · s · q − dmin · m`, `q` in 0..4; `s`, `m` in 0..16 for each 16 elements.
@@ -89,9 +95,7 @@ impl BlockQ2K {
 impl BlockQ3K {
     /// Scale of sub-block `j < 16`, −32..32.
     pub fn scale(&self, j: usize) -> i8 {
-        let low = (self.scales[j % 8] >> (4 * (j / 8))) & 15;
-        let high = (self.scales[8 + j % 4] >> (2 * (j / 4))) & 3;
-        (low | high << 4) as i8 - 32
+        unpack_scale(&self.scales, j) as i8 - 32
     }
 
     /// Quants in element order, 0..8.
@@ -131,16 +135,7 @@ impl BlockQ5K {
 impl BlockQ6K {
     /// Quants in element order, 0..64.
     pub fn codes(&self) -> [u8; 256] {
-        let mut codes = unpack_2_bits(&self.qh);
-        let quarters = codes.as_chunks_mut::<32>().0.iter_mut().enumerate();
-        for (g, quarter) in quarters {
-            let (h, s) = (g / 4, g % 4);
-            let low = &self.ql[64 * h + 32 * (s % 2)..][..32];
-            for (code, byte) in quarter.iter_mut().zip(low) {
-                *code = *code << 4 | (byte >> (4 * (s / 2))) & 15;
-            }
-        }
-        codes
+        unpack_6_bits(&self.ql, &self.qh)
     }
 }
 
@@ -154,6 +149,16 @@ impl Block<256> for BlockQ2K {
             (d * f32::from(s), dmin * f32::from(m))
         });
     }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let kind = AffineKind { max_code: 3, max_scale: 15, grid: Grid { from: -0.5, to: 1.0, steps: 15 } };
+        let b = encode_affine::<16, 16>(x, &kind, |x| x.map(f32::abs));
+        Self { scales: b.scale_mins.map(|(s, m)| s | m << 4), qs: pack_2_bits(&b.codes), d: b.d, dmin: b.dmin }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl Block<256> for BlockQ3K {
@@ -162,6 +167,16 @@ impl Block<256> for BlockQ3K {
     fn dequantize(&self, out: &mut [f32; 256]) {
         let d = self.d.to_f32();
         centred(&self.codes(), 4, out, |j| d * f32::from(self.scale(j)));
+    }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let b = encode_centred(x, 4, 32.0, 0.9, 9);
+        let scales = pack_scales(&b.scales.map(|s| (s + 32) as u8));
+        Self { hmask: pack_bit_planes(&b.codes, 2), qs: pack_2_bits(&b.codes), scales, d: b.d }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
     }
 }
 
@@ -175,6 +190,16 @@ impl Block<256> for BlockQ4K {
             (d * f32::from(s), dmin * f32::from(m))
         });
     }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let kind = AffineKind { max_code: 15, max_scale: 63, grid: Grid { from: -1.0, to: 1.0, steps: 20 } };
+        let b = encode_affine::<32, 8>(x, &kind, fit::mixed_weights);
+        Self { d: b.d, dmin: b.dmin, scales: pack_scale_mins(&b.scale_mins), qs: pack_4_bits(&b.codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl Block<256> for BlockQ5K {
@@ -187,6 +212,17 @@ impl Block<256> for BlockQ5K {
             (d * f32::from(s), dmin * f32::from(m))
         });
     }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let kind = AffineKind { max_code: 31, max_scale: 63, grid: Grid { from: -0.5, to: 1.0, steps: 15 } };
+        let b = encode_affine::<32, 8>(x, &kind, fit::mixed_weights);
+        let (scales, qh) = (pack_scale_mins(&b.scale_mins), pack_bit_planes(&b.codes, 4));
+        Self { d: b.d, dmin: b.dmin, scales, qh, qs: pack_4_bits(&b.codes) }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite() && self.dmin.is_finite()
+    }
 }
 
 impl Block<256> for BlockQ6K {
@@ -195,6 +231,16 @@ impl Block<256> for BlockQ6K {
     fn dequantize(&self, out: &mut [f32; 256]) {
         let d = self.d.to_f32();
         centred(&self.codes(), 32, out, |j| d * f32::from(self.scales[j]));
+    }
+
+    fn quantize(x: &[f32; 256]) -> Self {
+        let b = encode_centred(x, 32, 128.0, 0.9, 9);
+        let (ql, qh) = pack_6_bits(&b.codes);
+        Self { ql, qh, scales: b.scales, d: b.d }
+    }
+
+    fn is_finite(&self) -> bool {
+        self.d.is_finite()
     }
 }
 
@@ -217,31 +263,5 @@ fn centred(codes: &[u8; 256], centre: i8, out: &mut [f32; 256], scale: impl Fn(u
         for (x, &q) in values.iter_mut().zip(codes) {
             *x = scale * f32::from(q as i8 - centre);
         }
-    }
-}
-
-/// Four elements a byte: element `128h + 32s + l` is bits `2s..2s + 2` of byte `32h + l`.
-fn unpack_2_bits(bytes: &[u8; 64]) -> [u8; 256] {
-    std::array::from_fn(|i| (bytes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3)
-}
-
-/// Two elements a byte: element `64c + 32s + l` is bits `4s..4s + 4` of byte `32c + l`.
-fn unpack_4_bits(bytes: &[u8; 128]) -> [u8; 256] {
-    std::array::from_fn(|i| (bytes[32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2))) & 15)
-}
-
-/// Sets bit `at` of element `32g + l` to bit `g` of `planes[l]`.
-fn or_bit_planes(codes: &mut [u8; 256], planes: &[u8; 32], at: u32) {
-    for (i, code) in codes.iter_mut().enumerate() {
-        *code |= ((planes[i % 32] >> (i / 32)) & 1) << at;
-    }
-}
-
-/// Eight scales and eight minimums of six bits in twelve bytes; see [`BlockQ4K::scales`].
-fn unpack_scale_min(bytes: &[u8; 12], j: usize) -> (u8, u8) {
-    if j < 4 {
-        (bytes[j] & 63, bytes[j + 4] & 63)
-    } else {
-        ((bytes[j + 4] & 15) | (bytes[j - 4] >> 6) << 4, (bytes[j + 4] >> 4) | (bytes[j] >> 6) << 4)
     }
 }
