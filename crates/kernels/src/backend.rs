@@ -122,10 +122,8 @@ impl dyn Backend + '_ {
         let mut bytes = vec![0; t.bytes()];
         self.download(t, &mut bytes)?;
         let mut values = vec![0.0; t.elements()];
-        crate::quant::dequantize(t.dtype(), &bytes, &mut values).map_err(|e| crate::Error::Device {
-            backend: "host",
-            reason: e.to_string(),
-        })?;
+        crate::quant::dequantize(t.dtype(), &bytes, &mut values)
+            .map_err(|e| crate::Error::Device { backend: "host", reason: e.to_string() })?;
         Ok(values)
     }
 

@@ -49,13 +49,7 @@ impl Contract {
             return Err(Error::Rank { op: self.op, arg, expected: R, got: t.shape().to_vec() });
         }
         for (axis, &size) in axes.into_iter().zip(t.shape()) {
-            self.bind(axis, size).map_err(|expected| Error::Axis {
-                op: self.op,
-                arg,
-                axis,
-                expected,
-                got: t.shape().to_vec(),
-            })?;
+            self.bind(axis, size).map_err(|expected| Error::Axis { op: self.op, arg, axis, expected, got: t.shape().to_vec() })?;
         }
         Ok(())
     }
@@ -66,13 +60,7 @@ impl Contract {
     /// [`Error::Axis`], naming operation and argument.
     pub fn weight(&mut self, arg: &'static str, w: &PreparedWeight, axes: [&'static str; 2]) -> Result<()> {
         for (axis, size) in axes.into_iter().zip([w.rows(), w.cols()]) {
-            self.bind(axis, size).map_err(|expected| Error::Axis {
-                op: self.op,
-                arg,
-                axis,
-                expected,
-                got: vec![w.rows(), w.cols()],
-            })?;
+            self.bind(axis, size).map_err(|expected| Error::Axis { op: self.op, arg, axis, expected, got: vec![w.rows(), w.cols()] })?;
         }
         Ok(())
     }

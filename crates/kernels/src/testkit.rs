@@ -61,8 +61,10 @@ pub struct Case {
     pub op: &'static str,
     pub name: String,
     tolerance: Tolerance,
-    build: Box<dyn Fn(&mut Inputs) -> Result<Launch>>,
+    build: Build,
 }
+
+type Build = Box<dyn Fn(&mut Inputs) -> Result<Launch>>;
 
 impl Case {
     pub fn new(op: &'static str, name: String, tolerance: Tolerance, build: impl Fn(&mut Inputs) -> Result<Launch> + 'static) -> Self {
@@ -294,8 +296,7 @@ fn compare(case: &Case, backend: &Arc<dyn Backend>) -> Result<(), String> {
             let error = (g - w).abs();
             square += error * error;
             let relative = if error == 0.0 { 0.0 } else { error / (w.abs() + rms) };
-            // Written so that NaN counts as worst.
-            if !(relative <= worst) {
+            if relative > worst || relative.is_nan() {
                 (worst, at) = (relative, n);
             }
         }

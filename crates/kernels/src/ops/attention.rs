@@ -67,8 +67,7 @@ impl Attention<'_> {
         let [_, heads, head_dim] = [0, 1, 2].map(|a| self.q.shape()[a]);
         let [_, kv_heads, block_tokens, _] = [0, 1, 2, 3].map(|a| self.k_cache.shape()[a]);
         let (q, k, v) = (host::read(self.q)?, host::read(self.k_cache)?, host::read(self.v_cache)?);
-        let (cu, lens, tables) =
-            (host::read_i32(self.cu_seqlens)?, host::read_i32(self.context_lens)?, host::read_i32(self.block_tables)?);
+        let (cu, lens, tables) = (host::read_i32(self.cu_seqlens)?, host::read_i32(self.context_lens)?, host::read_i32(self.block_tables)?);
         let sinks = self.sinks.map(host::read).transpose()?;
         let max_blocks = self.block_tables.shape()[1];
         let mut out = vec![0.0; q.len()];
@@ -140,7 +139,9 @@ pub(super) fn cases() -> Vec<Case> {
         setups.push(Setup { seqs: mixed.clone(), cache, ..base.clone() });
         setups.push(Setup { seqs: vec![(1, 517)], heads: 9, kv_heads: 3, cache, ..base.clone() });
     }
-    for (heads, kv_heads, head_dim, block_tokens) in [(1, 1, 10, 4), (14, 2, 64, 32), (4, 1, 256, 32), (8, 8, 80, 16), (6, 2, 96, 64), (8, 2, 128, 32)] {
+    for (heads, kv_heads, head_dim, block_tokens) in
+        [(1, 1, 10, 4), (14, 2, 64, 32), (4, 1, 256, 32), (8, 8, 80, 16), (6, 2, 96, 64), (8, 2, 128, 32)]
+    {
         setups.push(Setup { seqs: mixed.clone(), heads, kv_heads, head_dim, block_tokens, ..base.clone() });
     }
     for window in [1, 7, 16, 1000] {

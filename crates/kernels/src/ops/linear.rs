@@ -51,7 +51,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in DType::weights() {
         let width = dtype.block_len().max(8);
-        for (tokens, rows, cols) in [(1, 5, width), (1, 64, 8 * width), (2, 33, 3 * width), (4, 16, width), (9, 24, 5 * width), (67, 71, 2 * width)]
+        for (tokens, rows, cols) in
+            [(1, 5, width), (1, 64, 8 * width), (2, 33, 3 * width), (4, 16, width), (9, 24, 5 * width), (67, 71, 2 * width)]
         {
             cases.push(case(format!("{dtype} m={tokens} n={rows} k={cols}"), tokens, &[(rows, dtype)], cols, false));
         }

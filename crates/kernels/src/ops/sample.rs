@@ -188,7 +188,10 @@ pub(super) fn cases() -> Vec<Case> {
         ("top_p=0", SampleParams { top_p: 0.0, ..drawn }),
         ("min_p=0.1", SampleParams { min_p: 0.1, ..drawn }),
         ("all filters", SampleParams { top_k: 100, top_p: 0.95, min_p: 0.02, temperature: 1.3, ..drawn }),
-        ("greedy with penalties", SampleParams { repetition_penalty: 1.5, presence_penalty: 0.5, frequency_penalty: 0.7, counts_row: 0, ..g }),
+        (
+            "greedy with penalties",
+            SampleParams { repetition_penalty: 1.5, presence_penalty: 0.5, frequency_penalty: 0.7, counts_row: 0, ..g },
+        ),
         ("penalties", SampleParams { repetition_penalty: 1.2, presence_penalty: 0.5, frequency_penalty: 0.3, counts_row: 0, ..drawn }),
     ]
     .into_iter()
