@@ -38,6 +38,7 @@ impl RopeTable {
         let Some(c) = scaling else { return Ok(Self { inv_freq: base, scale: 1.0 }) };
         c.get("rope_theta");
         c.get("partial_rotary_factor");
+        c.get("original_max_position_embeddings");
         let kind = match c.string("rope_type")? {
             Some(kind) => kind,
             None => c.string("type")?.unwrap_or_else(|| "default".into()),

@@ -141,6 +141,7 @@ pub(super) fn read_rope(l: &Loader, c: &Config, info: &ModelInfo, context: usize
     if let Some(name) = c.string("gguf_rope_factors")? {
         let factors = l.values(&[(name, rotary_dim / 2)])?;
         table.inv_freq.iter_mut().zip(factors).for_each(|(freq, by)| *freq /= by);
+        table.scale = c.f32("gguf_rope_scale")?.unwrap_or(table.scale);
     }
     Ok(table)
 }
