@@ -1,0 +1,146 @@
+//! `out = x · wᵀ + bias` over packed weights, which are read where they lie: in the file's mapping.
+
+mod float;
+
+use std::{any::Any, sync::Arc};
+
+use ferrum_kernels::{DType, Error, HostBytes, PreparedWeight, Result, Weight, ops::Linear};
+
+use crate::{
+    features::Simd,
+    pool::Pool,
+    storage::{Rows, View},
+};
+
+/// The most tokens of one step; scratch memory is sized for it.
+pub(crate) const MAX_TOKENS: usize = 512;
+
+/// Which kernels to take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    pub simd: Simd,
+    pub int8: bool,
+}
+
+/// Whether there are integer kernels for this level.
+pub(crate) fn has_int8(_simd: Simd) -> bool {
+    false
+}
+
+/// A weight as the checkpoint holds it, cut into row ranges of one dtype each.
+#[derive(Debug)]
+pub(crate) struct CpuWeight {
+    cols: usize,
+    rows: usize,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    dtype: DType,
+    first_row: usize,
+    rows: usize,
+    row_bytes: usize,
+    data: HostBytes,
+}
+
+impl CpuWeight {
+    pub fn of(weight: &PreparedWeight) -> Result<&Self> {
+        weight.downcast(crate::NAME)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Dtype and bytes of one row.
+    ///
+    /// # Panics
+    /// When `row` is not below [`CpuWeight::rows`].
+    pub fn row(&self, row: usize) -> (DType, &[u8]) {
+        let part = self.parts.iter().rev().find(|p| p.first_row <= row && p.rows > 0).expect("the first part with rows starts at 0");
+        (part.dtype, &part.data.as_slice()[(row - part.first_row) * part.row_bytes..][..part.row_bytes])
+    }
+}
+
+/// Memory that every `linear` uses anew, sized by [`prepare`].
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    float: Vec<Vec<f32>>,
+}
+
+impl Scratch {
+    pub fn new(workers: usize) -> Self {
+        Self { float: vec![Vec::new(); workers] }
+    }
+
+    fn reserve(&mut self, _how: How, cols: usize) {
+        for tile in &mut self.float {
+            if tile.len() < float::ROWS * cols {
+                tile.resize(float::ROWS * cols, 0.0);
+            }
+        }
+    }
+}
+
+pub(crate) fn prepare(how: How, scratch: &mut Scratch, weight: Weight) -> Result<PreparedWeight> {
+    let cols = weight.cols;
+    let (mut parts, mut rows) = (Vec::new(), 0usize);
+    for part in &weight.parts {
+        let bad = |reason| Error::Weight { name: weight.name.clone(), reason };
+        if matches!(part.dtype, DType::I32 | DType::U8) {
+            let what = format!("weights of type {} (tensor `{}`)", part.dtype, weight.name);
+            return Err(Error::Unsupported { backend: crate::NAME, op: "linear", what });
+        }
+        let row_bytes = part.dtype.bytes(cols).ok_or_else(|| bad(format!("{cols} columns are not whole {} blocks", part.dtype)))?;
+        if part.rows.checked_mul(row_bytes) != Some(part.data.len()) {
+            return Err(bad(format!("{} bytes do not hold [{}, {cols}] {}", part.data.len(), part.rows, part.dtype)));
+        }
+        parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data: part.data.clone() });
+        rows += part.rows;
+    }
+    scratch.reserve(how, cols);
+    let inner: Arc<dyn Any + Send + Sync> = Arc::new(CpuWeight { cols, rows, parts });
+    Ok(PreparedWeight::new(&weight, 0, inner))
+}
+
+pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> Result<()> {
+    op.check()?;
+    let (x, out) = (Rows::<f32>::of("linear", "x", op.x)?, Rows::<f32>::of("linear", "out", op.out)?);
+    let bias = op.bias.map(|b| View::<f32, 1>::of("linear", "bias", b)).transpose()?;
+    if x.overlaps(&out) || bias.is_some_and(|b| b.overlaps(&out)) {
+        let requirement = "it must not share memory with the inputs";
+        return Err(Error::Value { op: "linear", arg: "out", got: "overlapping".into(), requirement });
+    }
+    let weight = CpuWeight::of(op.weight)?;
+    if x.shape[0] == 0 || weight.rows == 0 {
+        return Ok(());
+    }
+    // SAFETY: there are rows, so the bias has an element 0; nobody writes it during this operation.
+    let bias = bias.map(|b| unsafe { b.row([0]) });
+    scratch.reserve(how, weight.cols);
+    for part in &weight.parts {
+        let job = Job { part, cols: weight.cols, x, bias, out };
+        float::run(how.simd, pool, &mut scratch.float, &job);
+    }
+    Ok(())
+}
+
+/// One part of a weight applied to all tokens.
+struct Job<'a> {
+    part: &'a Part,
+    cols: usize,
+    /// `[tokens, cols]`
+    x: Rows<f32>,
+    /// Of the whole weight
+    bias: Option<&'a [f32]>,
+    /// `[tokens, rows of the whole weight]`
+    out: Rows<f32>,
+}
+
+impl Job<'_> {
+    /// The bias of a row of the part.
+    fn bias(&self, row: usize) -> f32 {
+        self.bias.map_or(0.0, |b| b[self.part.first_row + row])
+    }
+}
