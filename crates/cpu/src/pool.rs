@@ -64,6 +64,7 @@ impl Pool {
     ///
     /// # Panics
     /// With the panic of a part.
+    #[allow(dead_code)]
     pub fn run(&self, task: &(dyn Fn(usize, usize) + Sync)) {
         let parts = self.workers();
         self.chunks(parts, 1, &|_, part| task(part.start, parts));
@@ -94,13 +95,13 @@ impl Pool {
     }
 
     /// Calls `task(0)` here and `task(w)` on every worker that wakes up before that returns; waits for those that did.
-    fn launch(&self, task: &Task) {
+    fn launch(&self, task: &Task<'_>) {
         let _one_at_a_time = lock(&self.launch);
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker is inside a task: the previous launch waited for the last one, and
         // the ticket has been closed since. So nothing reads the cell while it is written, and workers read it only
         // between joining and leaving this launch, all of which happens before this function returns.
-        unsafe { *shared.task.get() = std::mem::transmute::<&Task, &'static Task>(task) };
+        unsafe { *shared.task.get() = std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
         shared.ticket.store(OPEN, Ordering::Release);
         shared.start.advance();
         let mine = catch_unwind(AssertUnwindSafe(|| task(0)));
@@ -131,14 +132,14 @@ impl Drop for Pool {
     }
 }
 
-type Task = dyn Fn(usize) + Sync;
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Set in the ticket while workers may join; the other bits count those inside.
 const OPEN: u32 = 1 << 31;
 
 struct Shared {
     ticket: AtomicU32,
-    task: UnsafeCell<&'static Task>,
+    task: UnsafeCell<&'static Task<'static>>,
     start: Event,
     done: Event,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -256,7 +257,9 @@ mod tests {
                 let hits: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
                 pool.chunks(total, chunk, &|worker, range| {
                     assert!(worker < workers && range.len() <= chunk);
-                    range.for_each(|n| drop(hits[n].fetch_add(1, Ordering::Relaxed)));
+                    for n in range {
+                        hits[n].fetch_add(1, Ordering::Relaxed);
+                    }
                 });
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{workers} workers, {total} by {chunk}");
             }
@@ -282,7 +285,9 @@ mod tests {
         for _ in 0..5 {
             thread::sleep(4 * SPIN);
             let hits = AtomicUsize::new(0);
-            pool.run(&|_, _| drop(hits.fetch_add(1, Ordering::Relaxed)));
+            pool.run(&|_, _| {
+                hits.fetch_add(1, Ordering::Relaxed);
+            });
             assert_eq!(hits.into_inner(), 2);
         }
     }
@@ -294,7 +299,9 @@ mod tests {
             let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|part, _| assert_ne!(part, bad, "planned"))));
             assert!(caught.unwrap_err().downcast_ref::<String>().unwrap().contains("planned"));
             let hits = AtomicUsize::new(0);
-            pool.run(&|_, _| drop(hits.fetch_add(1, Ordering::Relaxed)));
+            pool.run(&|_, _| {
+                hits.fetch_add(1, Ordering::Relaxed);
+            });
             assert_eq!(hits.into_inner(), 3);
         }
     }

@@ -24,11 +24,8 @@ unsafe impl Sync for CpuStorage {}
 
 impl CpuStorage {
     pub fn zeroed(len: usize) -> Result<Self> {
-        let short = || Error::OutOfMemory {
-            what: "a CPU buffer",
-            needed_bytes: len as u64,
-            available_bytes: crate::features::memory_bytes().1,
-        };
+        let short =
+            || Error::OutOfMemory { what: "a CPU buffer", needed_bytes: len as u64, available_bytes: crate::features::memory_bytes().1 };
         if len == 0 {
             return Ok(Self { start: NonNull::<u64>::dangling().cast(), len });
         }
@@ -137,6 +134,7 @@ impl<T: Element, const R: usize> View<T, R> {
     }
 
     /// Elements from one index of `axis` to the next.
+    #[allow(dead_code)]
     pub fn stride(&self, axis: usize) -> usize {
         self.strides[axis]
     }

@@ -141,8 +141,9 @@ fn decode(dtype: DType, b: &[u8]) -> f64 {
 fn encode(dtype: DType, v: f64, out: &mut [u8]) {
     match dtype {
         DType::F32 => out.copy_from_slice(&(v as f32).to_le_bytes()),
-        DType::F16 => out.copy_from_slice(&f16::from_f64(v).to_le_bytes()),
-        DType::BF16 => out.copy_from_slice(&bf16::from_f64(v).to_le_bytes()),
+        // Through f32: `from_f64` of the half crate ignores the low 32 bits and so breaks ties the wrong way.
+        DType::F16 => out.copy_from_slice(&f16::from_f32(v as f32).to_le_bytes()),
+        DType::BF16 => out.copy_from_slice(&bf16::from_f32(v as f32).to_le_bytes()),
         DType::I32 => out.copy_from_slice(&(v as i32).to_le_bytes()),
         DType::U8 => out[0] = v as u8,
         packed => unreachable!("activations are never {packed}"),

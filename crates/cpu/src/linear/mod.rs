@@ -19,6 +19,7 @@ pub(crate) const MAX_TOKENS: usize = 512;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
     pub simd: Simd,
+    #[allow(dead_code)]
     pub int8: bool,
 }
 
