@@ -21,24 +21,40 @@ pub(super) struct Affine {
     pub min: f32,
 }
 
+/// What [`symmetric`] tries: codes `−n..n`, with the largest magnitude at `2 · steps + 1` places within `n ± spread`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Symmetric {
+    pub n: u8,
+    pub spread: f32,
+    pub steps: u8,
+}
+
+/// What [`affine`] tries: codes `0..=max_code`, with the range of the values `max_code + from` to `max_code + to` codes
+/// wide, in `steps` steps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ranges {
+    pub max_code: u8,
+    pub from: f32,
+    pub to: f32,
+    pub steps: u8,
+    /// Whether the minimum must be at most zero.
+    pub negative_min: bool,
+}
+
 /// The scale of `x ≈ scale · q`, `q` in `−n..n`: negative when the largest magnitude is positive, because `−n` reaches
-/// further than `n − 1`. Tries to map the largest magnitude to `2 · steps + 1` places within `n ± spread`.
-pub(super) fn symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], n: f32, spread: f32, steps: u8) -> f32 {
+/// further than `n − 1`.
+pub(super) fn symmetric<const N: usize>(x: &[f32; N], w: &[f32; N], search: Symmetric) -> f32 {
+    let Symmetric { spread, steps, .. } = search;
+    let n = f32::from(search.n);
     let extreme = extreme(x);
     if extreme.abs() < NEGLIGIBLE {
         return 0.0;
     }
     let candidates = (0..=2 * steps).map(|i| n + spread * (f32::from(i) / f32::from(steps.max(1)) - 1.0));
     best_scale(-extreme / n, candidates.map(|reach| -reach / extreme), |inverse| {
-        let (mut xq, mut qq) = ([0.0; LANES], [0.0; LANES]);
-        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-            for i in 0..LANES {
-                let q = round(clamp(x[i] * inverse, -n, n - 1.0));
-                xq[i] += w[i] * x[i] * q;
-                qq[i] += w[i] * q * q;
-            }
-        }
-        (xq.iter().sum(), qq.iter().sum())
+        let q = map(x, |x| round(clamp(x * inverse, -n, n - 1.0)));
+        let wq = product(w, &q);
+        (dot(&wq, x), dot(&wq, &q))
     })
 }
 
@@ -57,37 +73,24 @@ pub(super) fn best_scale(fallback: f32, candidates: impl Iterator<Item = f32>, s
     best
 }
 
-/// The scale ≥ 0 and minimum of `x ≈ scale · q + min`, `q` in `0..=max_code`. With `negative_min` the minimum is at most
-/// zero.
-pub(super) fn affine<const N: usize>(x: &[f32; N], w: &[f32; N], max_code: f32, grid: Grid, negative_min: bool) -> Affine {
+/// The scale ≥ 0 and minimum of `x ≈ scale · q + min`, `q` in `0..=max_code`.
+pub(super) fn affine<const N: usize>(x: &[f32; N], w: &[f32; N], search: Ranges) -> Affine {
+    let Ranges { from, to, steps, negative_min, .. } = search;
+    let max_code = f32::from(search.max_code);
     let (low, high) = range(x);
     let low = if negative_min { low.min(0.0) } else { low };
     let fallback = Affine { scale: (high - low) / max_code, min: low };
     if high <= low {
         return Affine { scale: 0.0, min: low };
     }
-    let (mut sw, mut sx) = ([0.0; LANES], [0.0; LANES]);
-    for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-        for i in 0..LANES {
-            sw[i] += w[i];
-            sx[i] += w[i] * x[i];
-        }
-    }
-    let (sw, sx): (f32, f32) = (sw.iter().sum(), sx.iter().sum());
+    let (sw, sx) = (dot(w, &[1.0; N]), dot(w, x));
     let (mut best, mut best_gain) = (fallback, f32::NEG_INFINITY);
-    for i in 0..=grid.steps {
-        let width = max_code + grid.from + (grid.to - grid.from) * f32::from(i) / f32::from(grid.steps.max(1));
+    for step in 0..=steps {
+        let width = max_code + from + (to - from) * f32::from(step) / f32::from(steps.max(1));
         let inverse = width / (high - low);
-        let (mut q1, mut q2, mut xq) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        for (x, w) in x.as_chunks::<LANES>().0.iter().zip(w.as_chunks::<LANES>().0) {
-            for i in 0..LANES {
-                let q = round(clamp((x[i] - low) * inverse, 0.0, max_code));
-                q1[i] += w[i] * q;
-                q2[i] += w[i] * q * q;
-                xq[i] += w[i] * x[i] * q;
-            }
-        }
-        let (q1, q2, xq): (f32, f32, f32) = (q1.iter().sum(), q2.iter().sum(), xq.iter().sum());
+        let q = map(x, |x| round(clamp((x - low) * inverse, 0.0, max_code)));
+        let wq = product(w, &q);
+        let (q1, q2, xq) = (dot(&wq, &[1.0; N]), dot(&wq, &q), dot(&wq, x));
         let determinant = sw * q2 - q1 * q1;
         let mut fit = Affine { scale: (sw * xq - sx * q1) / determinant, min: (q2 * sx - q1 * xq) / determinant };
         if negative_min && fit.min > 0.0 {
@@ -100,14 +103,6 @@ pub(super) fn affine<const N: usize>(x: &[f32; N], w: &[f32; N], max_code: f32, 
         }
     }
     best
-}
-
-/// How many codes wide [`affine`] tries to make the range of the values: `max_code + from` to `max_code + to`, in `steps` steps.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub from: f32,
-    pub to: f32,
-    pub steps: u8,
 }
 
 /// `round((x − base) / scale) + centre`, within `0..=max_code`; all `centre` when the scale is zero.
@@ -130,14 +125,13 @@ pub(super) fn scale_to_f16(scale: f32) -> f16 {
 
 /// `x²`: errors count most where the values are large.
 pub(super) fn square_weights<const N: usize>(x: &[f32; N]) -> [f32; N] {
-    x.map(|x| x * x)
+    map(x, |x| x * x)
 }
 
 /// Root mean square plus `|x|`: between equal weights and [`square_weights`].
 pub(super) fn mixed_weights<const N: usize>(x: &[f32; N]) -> [f32; N] {
-    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / N as f32;
-    let rms = mean_square.sqrt();
-    x.map(|x| rms + x.abs())
+    let rms = (dot(x, x) / N as f32).sqrt();
+    map(x, |x| rms + x.abs())
 }
 
 /// The value of largest magnitude, with its sign; the negative one of a tie.
@@ -150,12 +144,44 @@ pub(super) fn extreme<const N: usize>(x: &[f32; N]) -> f32 {
 pub(super) fn range<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     let (mut low, mut high) = ([x[0]; LANES], [x[0]; LANES]);
     for x in x.as_chunks::<LANES>().0 {
-        for i in 0..LANES {
-            low[i] = if x[i] < low[i] { x[i] } else { low[i] };
-            high[i] = if x[i] > high[i] { x[i] } else { high[i] };
+        for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(x) {
+            *low = if x < *low { x } else { *low };
+            *high = if x > *high { x } else { *high };
         }
     }
     (low.into_iter().fold(x[0], f32::min), high.into_iter().fold(x[0], f32::max))
+}
+
+/// `f` of each element: a plain loop, which vectorises where `<[f32; N]>::map` does not.
+pub(super) fn map<const N: usize>(x: &[f32; N], f: impl Fn(f32) -> f32) -> [f32; N] {
+    let mut out = *x;
+    for v in &mut out {
+        *v = f(*v);
+    }
+    out
+}
+
+/// `Σ a · b`.
+#[inline]
+pub(super) fn dot<const N: usize>(a: &[f32; N], b: &[f32; N]) -> f32 {
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    // A tree: eight additions in a row would take longer than all of the above.
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
+}
+
+/// `a · b`, element by element.
+pub(super) fn product<const N: usize>(a: &[f32; N], b: &[f32; N]) -> [f32; N] {
+    let mut product = *a;
+    for (p, b) in product.iter_mut().zip(b) {
+        *p *= b;
+    }
+    product
 }
 
 /// NaN becomes `low`. One instruction per bound, where `f32::clamp` has to keep NaN.

@@ -117,21 +117,15 @@ fn fit_scale(x: &[f32; 32]) -> f32 {
     let first = f32::from(IQ4_VALUES[0]);
     let w = fit::square_weights(x);
     fit::best_scale(extreme / first, (-7i8..=7).map(|t| (first + f32::from(t)) / extreme), |inverse| {
-        let (mut xq, mut qq) = ([0.0; 8], [0.0; 8]);
-        for (x, w) in x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
-            let q = nearest_values(&x.map(|x| x * inverse));
-            for i in 0..8 {
-                xq[i] += w[i] * x[i] * q[i];
-                qq[i] += w[i] * q[i] * q[i];
-            }
-        }
-        (xq.iter().sum(), qq.iter().sum())
+        let q = nearest_values(&fit::map(x, |x| x * inverse));
+        let wq = fit::product(&w, &q);
+        (fit::dot(&wq, x), fit::dot(&wq, &q))
     })
 }
 
 /// The nearest table values. Sums the steps passed, which vectorises where a search does not.
-fn nearest_values(v: &[f32; 8]) -> [f32; 8] {
-    let mut nearest = [f32::from(IQ4_VALUES[0]); 8];
+fn nearest_values(v: &[f32; 32]) -> [f32; 32] {
+    let mut nearest = [f32::from(IQ4_VALUES[0]); 32];
     for (k, &threshold) in THRESHOLDS.iter().enumerate() {
         let step = f32::from(IQ4_VALUES[k + 1]) - f32::from(IQ4_VALUES[k]);
         for (nearest, v) in nearest.iter_mut().zip(v) {

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::fit::{self, Grid};
+use super::fit::{self, Ranges, Symmetric};
 use crate::DType;
 
 /// `x = d · (q − 8)`, `q` in 0..16.
@@ -163,14 +163,14 @@ impl Block<32> for BlockQ8_0 {
 
 /// Scale and codes of `x ≈ d · (code − n)`. The largest magnitude goes to code 0, which reaches further than `2n − 1`.
 fn centred(x: &[f32; 32], n: u8) -> (f16, [u8; 32]) {
-    let d = fit::scale_to_f16(fit::symmetric(x, &[1.0; 32], f32::from(n), 0.0, 0));
+    let d = fit::scale_to_f16(fit::symmetric(x, &[1.0; 32], Symmetric { n, spread: 0.0, steps: 0 }));
     (d, fit::codes(x, d.to_f32(), 0.0, n, 2 * n - 1))
 }
 
 /// Scale, minimum and codes of `x ≈ d · code + m`.
 fn affine(x: &[f32; 32], max_code: u8) -> (f16, f16, [u8; 32]) {
-    let grid = Grid { from: -0.6, to: 0.6, steps: 2 };
-    let fit = fit::affine(x, &[1.0; 32], f32::from(max_code), grid, false);
+    let search = Ranges { max_code, from: -0.6, to: 0.6, steps: 2, negative_min: false };
+    let fit = fit::affine(x, &[1.0; 32], search);
     let (d, m) = (fit::scale_to_f16(fit.scale), f16::from_f32(fit.min));
     (d, m, fit::codes(x, d.to_f32(), m.to_f32(), 0, max_code))
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::super::fit::{self, Affine, Grid};
+use super::super::fit::{self, Affine, Ranges, Symmetric};
 
 /// `x ≈ d · s · code − dmin · m`, with `(s, m)` for each of `J` sub-blocks.
 pub(super) struct AffineBlock<const J: usize> {
@@ -19,33 +19,26 @@ pub(super) struct CentredBlock {
     pub codes: [u8; 256],
 }
 
-/// How finely an [`AffineBlock`] is quantised.
-pub(super) struct AffineKind {
-    pub max_code: u8,
-    /// Largest integer scale and minimum.
-    pub max_scale: u8,
-    pub grid: Grid,
-}
-
-/// `S · J = 256`.
+/// Encodes `J` sub-blocks of `S` elements, with integer scales and minimums in `0..=max_scale`.
 pub(super) fn affine<const S: usize, const J: usize>(
     x: &[f32; 256],
-    kind: &AffineKind,
+    search: Ranges,
+    max_scale: u8,
     weights: fn(&[f32; S]) -> [f32; S],
 ) -> AffineBlock<J> {
     const { assert!(S * J == 256) };
     let parts = x.as_chunks::<S>().0;
     let weights: [[f32; S]; J] = std::array::from_fn(|j| weights(&parts[j]));
-    let fits: [Affine; J] = std::array::from_fn(|j| fit::affine(&parts[j], &weights[j], f32::from(kind.max_code), kind.grid, true));
-    let steps = f32::from(kind.max_scale);
+    let fits: [Affine; J] = std::array::from_fn(|j| fit::affine(&parts[j], &weights[j], search));
+    let steps = f32::from(max_scale);
     let d = fit::scale_to_f16(fits.iter().fold(0.0, |m: f32, f| m.max(f.scale)) / steps);
     let dmin = fit::scale_to_f16(fits.iter().fold(0.0, |m: f32, f| m.max(-f.min)) / steps);
     let scale_mins = fits.map(|f| (integer(f.scale, d, steps), integer(-f.min, dmin, steps)));
 
     let mut block = AffineBlock { d, dmin, scale_mins, codes: [0; 256] };
-    block.encode::<S>(x, kind.max_code);
+    block.encode::<S>(x, search.max_code);
     if block.refit::<S>(x, &weights) {
-        block.encode::<S>(x, kind.max_code);
+        block.encode::<S>(x, search.max_code);
     }
     block
 }
@@ -95,11 +88,11 @@ impl<const J: usize> AffineBlock<J> {
     }
 }
 
-/// Codes `0..2n`, standing for `−n..n`; integer scales in `−max_scale..max_scale`.
-pub(super) fn centred(x: &[f32; 256], n: u8, max_scale: f32, spread: f32, steps: u8) -> CentredBlock {
+/// Encodes 16 sub-blocks, with codes `0..2n` that stand for `−n..n`, and integer scales in `−max_scale..max_scale`.
+pub(super) fn centred(x: &[f32; 256], search: Symmetric, max_scale: u8) -> CentredBlock {
+    let (n, max_scale) = (search.n, f32::from(max_scale));
     let parts = x.as_chunks::<16>().0;
-    let scales: [f32; 16] =
-        std::array::from_fn(|j| fit::symmetric(&parts[j], &fit::square_weights(&parts[j]), f32::from(n), spread, steps));
+    let scales: [f32; 16] = std::array::from_fn(|j| fit::symmetric(&parts[j], &fit::square_weights(&parts[j]), search));
     let d = fit::scale_to_f16(-fit::extreme(&scales) / max_scale);
     let scales = scales.map(|s| signed_integer(s, d, max_scale));
     let mut codes = [0; 256];

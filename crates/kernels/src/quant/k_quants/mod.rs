@@ -11,8 +11,9 @@ use half::f16;
 
 use self::bits::*;
 pub(super) use self::encode::signed_integer;
-use self::encode::{AffineKind, affine as encode_affine, centred as encode_centred};
-use super::{Block, fit, fit::Grid};
+use self::encode::{affine as encode_affine, centred as encode_centred};
+use super::Block;
+use super::fit::{self, Ranges, Symmetric};
 use crate::DType;
 
 /// `x = d · s · q − dmin · m`, `q` in 0..4; `s`, `m` in 0..16 for each 16 elements.
@@ -151,8 +152,8 @@ impl Block<256> for BlockQ2K {
     }
 
     fn quantize(x: &[f32; 256]) -> Self {
-        let kind = AffineKind { max_code: 3, max_scale: 15, grid: Grid { from: -0.5, to: 1.0, steps: 15 } };
-        let b = encode_affine::<16, 16>(x, &kind, |x| x.map(f32::abs));
+        let search = Ranges { max_code: 3, from: -0.5, to: 1.0, steps: 15, negative_min: true };
+        let b = encode_affine::<16, 16>(x, search, 15, |x| x.map(f32::abs));
         Self { scales: b.scale_mins.map(|(s, m)| s | m << 4), qs: pack_2_bits(&b.codes), d: b.d, dmin: b.dmin }
     }
 
@@ -170,7 +171,7 @@ impl Block<256> for BlockQ3K {
     }
 
     fn quantize(x: &[f32; 256]) -> Self {
-        let b = encode_centred(x, 4, 32.0, 0.9, 9);
+        let b = encode_centred(x, Symmetric { n: 4, spread: 0.9, steps: 9 }, 32);
         let scales = pack_scales(&b.scales.map(|s| (s + 32) as u8));
         Self { hmask: pack_bit_planes(&b.codes, 2), qs: pack_2_bits(&b.codes), scales, d: b.d }
     }
@@ -192,8 +193,8 @@ impl Block<256> for BlockQ4K {
     }
 
     fn quantize(x: &[f32; 256]) -> Self {
-        let kind = AffineKind { max_code: 15, max_scale: 63, grid: Grid { from: -1.0, to: 1.0, steps: 20 } };
-        let b = encode_affine::<32, 8>(x, &kind, fit::mixed_weights);
+        let search = Ranges { max_code: 15, from: -1.0, to: 1.0, steps: 20, negative_min: true };
+        let b = encode_affine::<32, 8>(x, search, 63, fit::mixed_weights);
         Self { d: b.d, dmin: b.dmin, scales: pack_scale_mins(&b.scale_mins), qs: pack_4_bits(&b.codes) }
     }
 
@@ -214,8 +215,8 @@ impl Block<256> for BlockQ5K {
     }
 
     fn quantize(x: &[f32; 256]) -> Self {
-        let kind = AffineKind { max_code: 31, max_scale: 63, grid: Grid { from: -0.5, to: 1.0, steps: 15 } };
-        let b = encode_affine::<32, 8>(x, &kind, fit::mixed_weights);
+        let search = Ranges { max_code: 31, from: -0.5, to: 1.0, steps: 15, negative_min: true };
+        let b = encode_affine::<32, 8>(x, search, 63, fit::mixed_weights);
         let (scales, qh) = (pack_scale_mins(&b.scale_mins), pack_bit_planes(&b.codes, 4));
         Self { d: b.d, dmin: b.dmin, scales, qh, qs: pack_4_bits(&b.codes) }
     }
@@ -234,7 +235,7 @@ impl Block<256> for BlockQ6K {
     }
 
     fn quantize(x: &[f32; 256]) -> Self {
-        let b = encode_centred(x, 32, 128.0, 0.9, 9);
+        let b = encode_centred(x, Symmetric { n: 32, spread: 0.9, steps: 9 }, 128);
         let (ql, qh) = pack_6_bits(&b.codes);
         Self { ql, qh, scales: b.scales, d: b.d }
     }
