@@ -1,0 +1,135 @@
+//! What the user typed, understood but not yet looked for.
+
+use super::names::{check_relative_path, check_repo_id};
+use super::{Catalogue, HubError};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A model as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelRef {
+    /// The canonical alias of a catalogue entry: `smollm2:135m`.
+    Alias(String),
+    /// `org/name` or `org/name:select`, where `select` is a file of the repository or a quantisation such as `Q4_K_M`.
+    HuggingFace { repo: String, select: Option<String> },
+    /// A `.gguf` file; for a split file any of its parts.
+    GgufFile(PathBuf),
+    /// A folder with `config.json` and safetensors.
+    Folder(PathBuf),
+}
+
+impl ModelRef {
+    /// Understands `text` by the built-in catalogue.
+    ///
+    /// Tried in this order: a path written as one (`./x`, `/x`, `../x`, `~/x`), an alias, a file or folder that exists, a
+    /// Hugging Face id.
+    ///
+    /// # Errors
+    /// [`HubError::UnknownModel`] with the nearest aliases, [`HubError::LocalModel`] for a path that is not there.
+    pub fn parse(text: &str) -> Result<ModelRef, HubError> {
+        ModelRef::parse_with(text, Catalogue::builtin())
+    }
+
+    /// [`ModelRef::parse`] by another catalogue.
+    ///
+    /// # Errors
+    /// As [`ModelRef::parse`].
+    pub fn parse_with(text: &str, catalogue: &Catalogue) -> Result<ModelRef, HubError> {
+        let text = text.trim();
+        if let Some(path) = explicit_path(text) {
+            return existing(&path).unwrap_or_else(|| Err(HubError::local(&path, "no such file or folder")));
+        }
+        if let Some(entry) = catalogue.get(text) {
+            return Ok(ModelRef::Alias(entry.name().to_owned()));
+        }
+        if !text.is_empty()
+            && let Some(found) = existing(Path::new(text))
+        {
+            return found;
+        }
+        if let Some(parsed) = hugging_face(text) {
+            return Ok(parsed);
+        }
+        if text.ends_with(".gguf") && !text.contains(':') {
+            return Err(HubError::local(Path::new(text), "no such file"));
+        }
+        Err(HubError::UnknownModel { given: text.chars().take(120).collect(), near: catalogue.near(text) })
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelRef::Alias(name) => f.write_str(name),
+            ModelRef::HuggingFace { repo, select: None } => f.write_str(repo),
+            ModelRef::HuggingFace { repo, select: Some(select) } => write!(f, "{repo}:{select}"),
+            ModelRef::GgufFile(path) | ModelRef::Folder(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+fn explicit_path(text: &str) -> Option<PathBuf> {
+    if let Some(rest) = text.strip_prefix("~/") {
+        return std::env::home_dir().map(|home| home.join(rest));
+    }
+    let explicit = matches!(text, "." | "..") || text.starts_with('/') || text.starts_with("./") || text.starts_with("../");
+    (explicit || Path::new(text).is_absolute()).then(|| PathBuf::from(text))
+}
+
+fn existing(path: &Path) -> Option<Result<ModelRef, HubError>> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some(if meta.is_dir() {
+        Ok(ModelRef::Folder(path.to_owned()))
+    } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        Ok(ModelRef::GgufFile(path.to_owned()))
+    } else {
+        Err(HubError::local(path, "a model is a .gguf file or a folder with config.json and safetensors; this is neither"))
+    })
+}
+
+fn hugging_face(text: &str) -> Option<ModelRef> {
+    let (repo, select) = match text.split_once(':') {
+        Some((repo, select)) => (repo, Some(select)),
+        None => (text, None),
+    };
+    if check_repo_id(repo).is_err() || select.is_some_and(|s| check_relative_path(s).is_err()) {
+        return None;
+    }
+    Some(ModelRef::HuggingFace { repo: repo.to_owned(), select: select.map(str::to_owned) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_and_ids() {
+        assert_eq!(ModelRef::parse("SmolLM2").unwrap(), ModelRef::Alias("smollm2:135m".into()));
+        let hf = |repo: &str, select: Option<&str>| ModelRef::HuggingFace { repo: repo.into(), select: select.map(str::to_owned) };
+        assert_eq!(ModelRef::parse("org/name").unwrap(), hf("org/name", None));
+        assert_eq!(ModelRef::parse(" org/name-GGUF:Q4_K_M ").unwrap(), hf("org/name-GGUF", Some("Q4_K_M")));
+        assert_eq!(ModelRef::parse("org/name:sub/m.gguf").unwrap().to_string(), "org/name:sub/m.gguf");
+    }
+
+    #[test]
+    fn unknown_names_say_what_is_near() {
+        let err = ModelRef::parse("smolm2").unwrap_err().to_string();
+        assert!(err.contains("smollm2:135m"), "{err}");
+        for bad in ["", "nothing-like-it", "a/b/c", "org/name:../x", "org/na me"] {
+            assert!(matches!(ModelRef::parse(bad), Err(HubError::UnknownModel { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m.gguf");
+        std::fs::write(&file, "x").unwrap();
+        std::fs::write(dir.path().join("m.bin"), "x").unwrap();
+        assert_eq!(ModelRef::parse(file.to_str().unwrap()).unwrap(), ModelRef::GgufFile(file));
+        assert_eq!(ModelRef::parse(dir.path().to_str().unwrap()).unwrap(), ModelRef::Folder(dir.path().into()));
+        assert!(ModelRef::parse(dir.path().join("m.bin").to_str().unwrap()).is_err());
+        assert!(ModelRef::parse("./no/such.gguf").unwrap_err().to_string().contains("no such file"));
+        assert!(ModelRef::parse("no-such.gguf").unwrap_err().to_string().contains("no such file"));
+    }
+}
