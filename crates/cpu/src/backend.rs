@@ -148,12 +148,12 @@ impl Backend for CpuBackend {
 
     fn rms_norm(&self, op: &RmsNorm) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::rms_norm::run(pool, op)
+        ops::rms_norm::run(pool, self.simd, op)
     }
 
     fn add_rms_norm(&self, op: &AddRmsNorm) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::add_rms_norm::run(pool, op)
+        ops::add_rms_norm::run(pool, self.simd, op)
     }
 
     fn linear(&self, op: &Linear) -> Result<()> {
@@ -163,36 +163,36 @@ impl Backend for CpuBackend {
 
     fn act_mul(&self, op: &ActMul) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::act_mul::run(pool, op)
+        ops::act_mul::run(pool, self.simd, op)
     }
 
     fn rope(&self, op: &Rope) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::rope::run(pool, op)
+        ops::rope::run(pool, self.simd, op)
     }
 
     fn kv_write(&self, op: &KvWrite) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::kv_write::run(pool, op)
+        ops::kv_write::run(pool, self.simd, op)
     }
 
     fn attention(&self, op: &Attention) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::attention::run(pool, op)
+        ops::attention::run(pool, self.simd, op)
     }
 
     fn gather_rows(&self, op: &GatherRows) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::gather_rows::run(pool, op)
+        ops::gather_rows::run(pool, self.simd, op)
     }
 
     fn softcap(&self, op: &Softcap) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::softcap::run(pool, op)
+        ops::softcap::run(pool, self.simd, op)
     }
 
     fn sample(&self, op: &Sample) -> Result<()> {
         let (_running, pool) = self.lock();
-        ops::sample::run(pool, op)
+        ops::sample::run(pool, self.simd, op)
     }
 }

@@ -6,11 +6,12 @@ use ferrum_kernels::{
 };
 
 use crate::{
+    Simd,
     pool::Pool,
     storage::{Rows, View},
 };
 
-pub(crate) fn run(pool: &Pool, op: &Sample) -> Result<()> {
+pub(crate) fn run(pool: &Pool, _level: Simd, op: &Sample) -> Result<()> {
     op.check()?;
     let (logits, out) = (Rows::<f32>::of("sample", "logits", op.logits)?, View::<i32, 1>::of("sample", "out", op.out)?);
     let params = Rows::<u8>::of("sample", "params", op.params)?;
