@@ -1,6 +1,9 @@
 //! `out = x · wᵀ + bias` over packed weights, which are read where they lie: in the file's mapping.
 
+mod activations;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::{any::Any, sync::Arc};
 
@@ -19,13 +22,12 @@ pub(crate) const MAX_TOKENS: usize = 512;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
     pub simd: Simd,
-    #[allow(dead_code)]
     pub int8: bool,
 }
 
 /// Whether there are integer kernels for this level.
-pub(crate) fn has_int8(_simd: Simd) -> bool {
-    false
+pub(crate) fn has_int8(simd: Simd) -> bool {
+    simd != Simd::Portable
 }
 
 /// A weight as the checkpoint holds it, cut into row ranges of one dtype each.
@@ -68,14 +70,28 @@ impl CpuWeight {
 #[derive(Debug)]
 pub(crate) struct Scratch {
     float: Vec<Vec<f32>>,
+    #[cfg(target_arch = "x86_64")]
+    activations: activations::Activations,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Vec<x86::Tile>,
 }
 
 impl Scratch {
     pub fn new(workers: usize) -> Self {
-        Self { float: vec![Vec::new(); workers] }
+        Self {
+            float: vec![Vec::new(); workers],
+            #[cfg(target_arch = "x86_64")]
+            activations: activations::Activations::default(),
+            #[cfg(target_arch = "x86_64")]
+            tiles: vec![x86::Tile::ZERO; workers],
+        }
     }
 
-    fn reserve(&mut self, _how: How, cols: usize) {
+    fn reserve(&mut self, how: How, tokens: usize, cols: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if how.int8 {
+            self.activations.reserve(tokens, cols);
+        }
         for tile in &mut self.float {
             if tile.len() < float::ROWS * cols {
                 tile.resize(float::ROWS * cols, 0.0);
@@ -100,7 +116,7 @@ pub(crate) fn prepare(how: How, scratch: &mut Scratch, weight: Weight) -> Result
         parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data: part.data.clone() });
         rows += part.rows;
     }
-    scratch.reserve(how, cols);
+    scratch.reserve(how, MAX_TOKENS, cols);
     let inner: Arc<dyn Any + Send + Sync> = Arc::new(CpuWeight { cols, rows, parts });
     Ok(PreparedWeight::new(&weight, 0, inner))
 }
@@ -119,12 +135,31 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     }
     // SAFETY: there are rows, so the bias has an element 0; nobody writes it during this operation.
     let bias = bias.map(|b| unsafe { b.row([0]) });
-    scratch.reserve(how, weight.cols);
-    for part in &weight.parts {
-        let job = Job { part, cols: weight.cols, x, bias, out };
+    scratch.reserve(how, x.shape[0], weight.cols);
+    let jobs = weight.parts.iter().filter(|p| p.rows > 0).map(|part| Job { part, cols: weight.cols, x, bias, out });
+    #[cfg(target_arch = "x86_64")]
+    let mut quantized = None;
+    for job in jobs {
+        #[cfg(target_arch = "x86_64")]
+        if how.int8 && job.part.dtype.is_block() {
+            let acts = quantized.get_or_insert_with(|| quantize(pool, &mut scratch.activations, x));
+            x86::run(how.simd, pool, &mut scratch.tiles, acts, &job);
+            continue;
+        }
         float::run(how.simd, pool, &mut scratch.float, &job);
     }
     Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn quantize(pool: &Pool, activations: &mut activations::Activations, x: Rows<f32>) -> activations::ActivationRows {
+    let rows = activations.rows(x.shape[0], x.shape[1]);
+    pool.chunks(x.shape[0], 4, &|_, tokens| {
+        // SAFETY: every level with integer kernels includes AVX2 and FMA; packed weights have whole blocks of columns, and
+        // `x` as many; each token belongs to one chunk.
+        unsafe { activations::quantize_avx2(&rows, tokens, |token| x.at([token, 0])) };
+    });
+    rows
 }
 
 /// One part of a weight applied to all tokens.

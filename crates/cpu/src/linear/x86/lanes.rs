@@ -1,0 +1,203 @@
+//! Vectors with one weight row per 32-bit lane, as the tiled kernels use them.
+
+use std::arch::x86_64::*;
+
+/// One width and level. Inlined into kernels that enable the level, as [`super::isa::Isa`].
+///
+/// # Safety
+/// Of every function: the processor has the level; pointers are good for a whole vector, or for the one element that is
+/// broadcast.
+pub(super) trait Lanes {
+    /// Floats
+    type F: Copy;
+    /// 32-bit integers, or four bytes each
+    type I: Copy;
+    /// Lanes of a vector
+    const N: usize;
+    /// `dot` takes any u8; otherwise only `pairs` and `join` are used, on codes that fit
+    const WIDE: bool;
+
+    unsafe fn zero() -> Self::I;
+    unsafe fn load(at: *const u8) -> Self::I;
+    unsafe fn broadcast(at: *const i8) -> Self::I;
+    /// Per lane: `acc + Σ u · a` over four bytes
+    unsafe fn dot(acc: Self::I, u: Self::I, a: Self::I) -> Self::I;
+    /// Per 16 bits: `Σ u · a` over two bytes
+    unsafe fn pairs(u: Self::I, a: Self::I) -> Self::I;
+    unsafe fn add_16(a: Self::I, b: Self::I) -> Self::I;
+    /// `acc` plus the sums of two neighbouring 16-bit numbers
+    unsafe fn join(acc: Self::I, pairs: Self::I) -> Self::I;
+    /// Magnitudes of signed bytes
+    unsafe fn magnitude(v: Self::I) -> Self::I;
+    /// `a`, negated where the byte of `by` is negative, zero where it is zero
+    unsafe fn with_sign(a: Self::I, by: Self::I) -> Self::I;
+    unsafe fn to_f(v: Self::I) -> Self::F;
+
+    unsafe fn zero_f() -> Self::F;
+    unsafe fn load_f(at: *const f32) -> Self::F;
+    unsafe fn store_f(at: *mut f32, v: Self::F);
+    unsafe fn broadcast_f(at: *const f32) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+}
+
+/// Eight rows, AVX2
+pub(super) struct Eight;
+/// Eight rows, AVX-VNNI
+pub(super) struct EightVnni;
+/// Sixteen rows, AVX-512 VNNI
+pub(super) struct Sixteen;
+
+macro_rules! eight {
+    ($name:ty, wide: $wide:expr, dot: $dot:expr) => {
+        impl Lanes for $name {
+            type F = __m256;
+            type I = __m256i;
+            const N: usize = 8;
+            const WIDE: bool = $wide;
+
+            #[inline(always)]
+            unsafe fn zero() -> __m256i {
+                _mm256_setzero_si256()
+            }
+            #[inline(always)]
+            unsafe fn load(at: *const u8) -> __m256i {
+                _mm256_loadu_si256(at.cast())
+            }
+            #[inline(always)]
+            unsafe fn broadcast(at: *const i8) -> __m256i {
+                _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
+            }
+            #[inline(always)]
+            unsafe fn dot(acc: __m256i, u: __m256i, a: __m256i) -> __m256i {
+                $dot(acc, u, a)
+            }
+            #[inline(always)]
+            unsafe fn pairs(u: __m256i, a: __m256i) -> __m256i {
+                _mm256_maddubs_epi16(u, a)
+            }
+            #[inline(always)]
+            unsafe fn add_16(a: __m256i, b: __m256i) -> __m256i {
+                _mm256_add_epi16(a, b)
+            }
+            #[inline(always)]
+            unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
+                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+            #[inline(always)]
+            unsafe fn magnitude(v: __m256i) -> __m256i {
+                _mm256_abs_epi8(v)
+            }
+            #[inline(always)]
+            unsafe fn with_sign(a: __m256i, by: __m256i) -> __m256i {
+                _mm256_sign_epi8(a, by)
+            }
+            #[inline(always)]
+            unsafe fn to_f(v: __m256i) -> __m256 {
+                _mm256_cvtepi32_ps(v)
+            }
+            #[inline(always)]
+            unsafe fn zero_f() -> __m256 {
+                _mm256_setzero_ps()
+            }
+            #[inline(always)]
+            unsafe fn load_f(at: *const f32) -> __m256 {
+                _mm256_loadu_ps(at)
+            }
+            #[inline(always)]
+            unsafe fn store_f(at: *mut f32, v: __m256) {
+                _mm256_storeu_ps(at, v)
+            }
+            #[inline(always)]
+            unsafe fn broadcast_f(at: *const f32) -> __m256 {
+                _mm256_set1_ps(*at)
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+                _mm256_mul_ps(a, b)
+            }
+            #[inline(always)]
+            unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+                _mm256_fmadd_ps(a, b, c)
+            }
+        }
+    };
+}
+
+eight!(Eight, wide: false, dot: |acc, u, a| <Self as Lanes>::join(acc, <Self as Lanes>::pairs(u, a)));
+eight!(EightVnni, wide: true, dot: |acc, u, a| _mm256_dpbusd_avx_epi32(acc, u, a));
+
+impl Lanes for Sixteen {
+    type F = __m512;
+    type I = __m512i;
+    const N: usize = 16;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        _mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m512i {
+        _mm512_loadu_si512(at.cast())
+    }
+    #[inline(always)]
+    unsafe fn broadcast(at: *const i8) -> __m512i {
+        _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, u: __m512i, a: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(acc, u, a)
+    }
+    #[inline(always)]
+    unsafe fn pairs(u: __m512i, a: __m512i) -> __m512i {
+        _mm512_maddubs_epi16(u, a)
+    }
+    #[inline(always)]
+    unsafe fn add_16(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi16(a, b)
+    }
+    #[inline(always)]
+    unsafe fn join(acc: __m512i, pairs: __m512i) -> __m512i {
+        _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn magnitude(v: __m512i) -> __m512i {
+        _mm512_abs_epi8(v)
+    }
+    #[inline(always)]
+    unsafe fn with_sign(a: __m512i, by: __m512i) -> __m512i {
+        let negative = _mm512_movepi8_mask(by);
+        let zero = _mm512_setzero_si512();
+        _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(by, by), _mm512_mask_sub_epi8(a, negative, zero, a))
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn zero_f() -> __m512 {
+        _mm512_setzero_ps()
+    }
+    #[inline(always)]
+    unsafe fn load_f(at: *const f32) -> __m512 {
+        _mm512_loadu_ps(at)
+    }
+    #[inline(always)]
+    unsafe fn store_f(at: *mut f32, v: __m512) {
+        _mm512_storeu_ps(at, v)
+    }
+    #[inline(always)]
+    unsafe fn broadcast_f(at: *const f32) -> __m512 {
+        _mm512_set1_ps(*at)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+}
