@@ -69,7 +69,11 @@ impl Checkpoint {
         let Value::Object(config) = config else { return Err(invalid("config.json", "not an object", "it must be an object")) };
         if let Some(q) = config.get("quantization_config").filter(|q| !q.is_null()) {
             let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-            return Err(invalid("quantization_config.quant_method", method, "quantised safetensors cannot be run yet; use a GGUF file of the model"));
+            return Err(invalid(
+                "quantization_config.quant_method",
+                method,
+                "quantised safetensors cannot be run yet; use a GGUF file of the model",
+            ));
         }
         let model_type = config.get("model_type").and_then(Value::as_str).ok_or_else(|| Error::MissingKey { key: "model_type".into() })?;
         let family = families::by_model_type(model_type)?;
@@ -156,8 +160,13 @@ impl Checkpoint {
         if !missing.is_empty() {
             return Err(Error::MissingTensors { names: missing });
         }
-        let unused: Vec<String> =
-            table.infos().iter().map(|t| &t.name).filter(|name| !wanted.contains_key(*name) && !is_redundant(name, wanted)).cloned().collect();
+        let unused: Vec<String> = table
+            .infos()
+            .iter()
+            .map(|t| &t.name)
+            .filter(|name| !wanted.contains_key(*name) && !is_redundant(name, wanted))
+            .cloned()
+            .collect();
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { names: unused });
         }

@@ -136,7 +136,8 @@ impl<'a> Loader<'a> {
         match self.view(name, &shape)? {
             Some(view) => Ok(Weight::new(view.name, view.dtype, shape, view.bytes)?),
             None => {
-                let part = ferrum_kernels::WeightPart { dtype: DType::F32, rows: shape[0], data: ferrum_kernels::HostBytes::from_vec(Vec::new()) };
+                let part =
+                    ferrum_kernels::WeightPart { dtype: DType::F32, rows: shape[0], data: ferrum_kernels::HostBytes::from_vec(Vec::new()) };
                 Ok(Weight { name: name.to_owned(), cols: shape[1], parts: vec![part] })
             }
         }

@@ -93,9 +93,7 @@ impl KvCache {
     /// When memory is short.
     pub fn new(backend: &dyn Backend, info: &ModelInfo, dtype: DType, blocks: usize, block_tokens: usize) -> Result<Self> {
         let shape = [blocks, info.kv_heads, block_tokens, info.head_dim];
-        let layers = (0..info.layers)
-            .map(|_| Ok((backend.zeros(dtype, &shape)?, backend.zeros(dtype, &shape)?)))
-            .collect::<Result<_>>()?;
+        let layers = (0..info.layers).map(|_| Ok((backend.zeros(dtype, &shape)?, backend.zeros(dtype, &shape)?))).collect::<Result<_>>()?;
         Ok(Self { layers, blocks, block_tokens })
     }
 }

@@ -128,7 +128,11 @@ pub(super) fn read_rope(l: &Loader, c: &Config, info: &ModelInfo, context: usize
     let factor = nested("partial_rotary_factor")?.or(c.f32("partial_rotary_factor")?).unwrap_or(1.0);
     let rotary_dim = (info.head_dim as f32 * factor) as usize;
     if rotary_dim < 2 || rotary_dim > info.head_dim || theta <= 0.0 {
-        return Err(invalid("partial_rotary_factor", factor, "it must rotate at least 2 and at most head_dim elements, with a positive theta"));
+        return Err(invalid(
+            "partial_rotary_factor",
+            factor,
+            "it must rotate at least 2 and at most head_dim elements, with a positive theta",
+        ));
     }
     let max_positions = info.max_context;
     let original = c.usize("original_max_position_embeddings")?;

@@ -3,8 +3,8 @@
 //! # Safety
 //! Every unsafe function in this folder is a piece of a kernel. It needs the instruction set of the kernel it is inlined
 //! into, and pointers to whole blocks, vectors or rows as its documentation says; [`run`] establishes both. A block of its
-//! own around every body would say no more than that.
-#![allow(unsafe_op_in_unsafe_fn)]
+//! own around every body would say no more than that. Loops run over axes of register arrays, by index.
+#![allow(unsafe_op_in_unsafe_fn, clippy::needless_range_loop)]
 
 mod dot;
 mod formats;

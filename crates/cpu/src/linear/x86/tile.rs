@@ -5,7 +5,7 @@
 //! at a time with their sums in registers. Per block of 32: 8 dot-product steps in integers, then
 //! `acc += sum · d · scale; acc += (d · Σ q) · min`, both exact enough in F32. Bound by the multipliers.
 
-use std::ops::Range;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{
     super::{Job, activations::ActivationRows},
@@ -122,8 +122,6 @@ unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, first: usize, count: us
     }
 }
 
-use std::arch::x86_64::*;
-
 /// Eight by eight 32-bit numbers.
 #[inline(always)]
 unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
@@ -239,9 +237,9 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
             }
         }
     } else {
-        for batch in 0..8 / HALVES / BATCH {
+        for first in (0..8 / HALVES).step_by(BATCH) {
             let mut pairs = [[L::zero(); VECS]; T];
-            for k in batch * BATCH..(batch + 1) * BATCH {
+            for k in first..first + BATCH {
                 let u: [L::I; VECS] = std::array::from_fn(|v| L::load(codes[v].add(k * L::N * 4)));
                 for t in 0..T {
                     let a = L::broadcast(a[t].add(4 * k));
