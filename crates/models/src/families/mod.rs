@@ -7,6 +7,8 @@ mod phi3;
 mod qwen;
 mod smollm3;
 
+use ferrum_kernels::DType;
+
 use crate::{Error, Result, config::Config, loader::Loader, model::Model};
 
 /// One row of the registry.
@@ -55,6 +57,17 @@ pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
 /// When no family has it.
 pub fn by_gguf_architecture(architecture: &str) -> Result<&'static Family> {
     find("GGUF architecture", architecture, |f| f.gguf)
+}
+
+/// The families and weight dtypes as Markdown, for the README.
+pub fn support_table() -> String {
+    let mut table = String::from("| family | models | `model_type` | GGUF architecture |\n|---|---|---|---|\n");
+    for f in FAMILIES {
+        let list = |names: &[&str]| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        table += &format!("| {} | {} | {} | {} |\n", f.name, f.examples, list(f.model_types), list(f.gguf));
+    }
+    let dtypes: Vec<String> = DType::weights().map(|d| format!("`{d}`")).collect();
+    table + &format!("\nWeights stay packed in memory as {}.\n", dtypes.join(", "))
 }
 
 fn find(what: &'static str, name: &str, names: fn(&Family) -> &'static [&'static str]) -> Result<&'static Family> {
