@@ -1,0 +1,60 @@
+//! The steps of `cargo xtask ci`, cheap ones first.
+
+use crate::{tidy, tools};
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+type Step = (&'static str, fn(&Path) -> anyhow::Result<()>);
+
+const STEPS: &[Step] = &[
+    ("tidy", tidy::run),
+    ("fmt", |root| cargo(root, "fmt --all --check")),
+    ("typos", |root| execute(Command::new(tools::ensure(root, &tools::TYPOS)?).current_dir(root))),
+    ("deny", |root| {
+        cargo(root, "fetch --locked")?;
+        // Advisories are left out: their database lives on a code host, and this run needs only the package registries.
+        let args = ["--offline", "--locked", "check", "licenses", "bans", "sources"];
+        execute(Command::new(tools::ensure(root, &tools::CARGO_DENY)?).args(args).current_dir(root))
+    }),
+    ("clippy", |root| cargo(root, "clippy --locked --workspace --all-targets -- -D warnings")),
+    ("test", |root| cargo(root, "test --locked --workspace")),
+];
+
+/// Runs every step, whatever became of the others, so that one run shows all there is to correct.
+pub fn run(root: &Path) -> anyhow::Result<()> {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (name, step) in STEPS {
+        println!("── {name}");
+        let start = Instant::now();
+        let result = step(root);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("── {name}: passed in {seconds:.1} s"),
+            Err(error) => {
+                println!("── {name}: failed after {seconds:.1} s: {error:#}");
+                failed.push(*name);
+            }
+        }
+        done.push(format!("{name} {seconds:.0} s"));
+    }
+    println!("── {}", done.join(", "));
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn cargo(root: &Path, args: &str) -> anyhow::Result<()> {
+    execute(Command::new(env!("CARGO")).args(args.split(' ')).current_dir(root))
+}
+
+/// Runs a command with its output passed through.
+pub fn execute(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
