@@ -19,6 +19,8 @@ const STEPS: &[Step] = &[
         execute(Command::new(tools::ensure(root, &tools::CARGO_DENY)?).args(args).current_dir(root))
     }),
     ("clippy", |root| cargo(root, "clippy --locked --workspace --all-targets -- -D warnings")),
+    // Tests on real weights look into `.models` and skip, saying so, when it is empty.
+    ("model", |root| cargo(root, "run --locked --package ferrum -- pull --models-dir .models smollm2:135m")),
     ("test", |root| cargo(root, "test --locked --workspace")),
 ];
 
