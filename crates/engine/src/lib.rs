@@ -1,1 +1,34 @@
+//! Requests in, tokens out: scheduler, paged KV cache with prefix reuse, runner and sampler.
+//!
+//! ```text
+//! plan   = scheduler.plan()            pure: which tokens of which sequences, in which blocks
+//! runner.forward(&plan)                one upload, one forward pass
+//! runner.sample(…)                     on the device; logits reach the host only for log-probabilities
+//! scheduler.commit(plan, tokens)
+//! ```
+#![forbid(unsafe_code)]
 
+mod block_pool;
+mod counts;
+mod engine;
+mod error;
+mod logprobs;
+mod memory;
+mod options;
+mod plan;
+mod request;
+mod runner;
+mod scheduler;
+mod score;
+mod sequence;
+
+pub use block_pool::{BlockId, BlockPool, Prefix};
+pub use engine::{Engine, Event, Stats, StepStats};
+pub use error::{Error, Result, SubmitError};
+pub use logprobs::TokenLogprobs;
+pub use memory::MemoryPlan;
+pub use options::EngineOptions;
+pub use plan::{Plan, PlannedSequence, RequestId};
+pub use request::{MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_TOKENS, Request, SamplingParams};
+pub use scheduler::{Counts, Finished, Limits, Outcome, Scheduler};
+pub use sequence::{ContextFull, FinishReason, NewSequence};

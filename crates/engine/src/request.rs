@@ -1,0 +1,166 @@
+//! A request, and the one place where its numbers are checked.
+
+use ferrum_kernels::ops::SampleParams;
+
+use crate::{
+    error::SubmitError,
+    sequence::{ContextFull, NewSequence},
+};
+
+/// Most alternatives reported per token.
+pub const MAX_LOGPROBS: usize = 128;
+/// Most stop tokens of one request.
+pub const MAX_STOP_TOKENS: usize = 256;
+/// Most tokens generated for one request; positions are 32-bit on the device.
+pub const MAX_TOKENS: u64 = 1 << 30;
+
+/// How the next token is chosen. The default is greedy.
+///
+/// The fields are wider than what the device takes, so that any number a client can send arrives here and is refused by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 to 100; below 0.0001: the likeliest token
+    pub temperature: f64,
+    /// Draw among this many likeliest tokens; 0 or −1: all
+    pub top_k: i64,
+    /// Draw among the fewest tokens whose probabilities reach this; 1: all
+    pub top_p: f64,
+    /// Draw among tokens at least this fraction as likely as the likeliest; 0: all
+    pub min_p: f64,
+    /// Above 0, at most 10; divides the logits of tokens that occurred; 1: off
+    pub repetition_penalty: f64,
+    /// −2 to 2; subtracted from tokens that were generated; 0: off
+    pub presence_penalty: f64,
+    /// −2 to 2; subtracted for every time a token was generated; 0: off
+    pub frequency_penalty: f64,
+    /// The same seed gives the same tokens; `None`: another one for every request
+    pub seed: Option<u64>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+        }
+    }
+}
+
+/// What a caller wants generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub prompt: Vec<u32>,
+    pub sampling: SamplingParams,
+    /// `None`: until the context is full
+    pub max_tokens: Option<u64>,
+    /// Tokens that end the answer, besides the model's own
+    pub stop_tokens: Vec<u32>,
+    /// Whether the model's own end tokens are ordinary tokens here
+    pub ignore_eos: bool,
+    /// Report the log-probability of every token, and this many likeliest alternatives
+    pub logprobs: Option<usize>,
+    pub on_context_full: ContextFull,
+    /// Lower values go first
+    pub priority: i32,
+}
+
+impl Request {
+    /// A greedy request that ends with the model's own end tokens or a full context.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::default(),
+            max_tokens: None,
+            stop_tokens: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            on_context_full: ContextFull::Finish,
+            priority: 0,
+        }
+    }
+
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`SubmitError::Invalid`], naming the field.
+    pub fn validate(&self, vocab: usize) -> Result<(), SubmitError> {
+        let s = &self.sampling;
+        number("temperature", s.temperature, 0.0..=100.0)?;
+        number("top_p", s.top_p, 0.0..=1.0)?;
+        number("min_p", s.min_p, 0.0..=1.0)?;
+        number("repetition_penalty", s.repetition_penalty, 1e-4..=10.0)?;
+        number("presence_penalty", s.presence_penalty, -2.0..=2.0)?;
+        number("frequency_penalty", s.frequency_penalty, -2.0..=2.0)?;
+        require(s.top_k >= -1, "top_k", s.top_k, "it must be −1 or 0 for all tokens, or a count")?;
+        if let Some(max_tokens) = self.max_tokens {
+            let ok = (1..=MAX_TOKENS).contains(&max_tokens);
+            require(ok, "max_tokens", max_tokens, &format!("it must be between 1 and {MAX_TOKENS}"))?;
+        }
+        if let Some(count) = self.logprobs {
+            let most = MAX_LOGPROBS.min(vocab);
+            require(count <= most, "logprobs", count, &format!("it must be at most {most}"))?;
+        }
+        let count = self.stop_tokens.len();
+        require(count <= MAX_STOP_TOKENS, "stop_tokens", format!("{count} tokens"), &format!("at most {MAX_STOP_TOKENS} are allowed"))?;
+        require(!self.prompt.is_empty(), "prompt", "empty", "it must have at least one token")?;
+        for (field, ids) in [("prompt", &self.prompt), ("stop_tokens", &self.stop_tokens)] {
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                return Err(SubmitError::invalid(field, format!("token id {id}"), format!("ids must be below the vocabulary of {vocab}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The part for the device, of a validated request. `position` and `counts_row` are set for every draw.
+    pub(crate) fn sample_params(&self, fallback_seed: u64) -> SampleParams {
+        let s = &self.sampling;
+        let temperature = if s.temperature < 1e-4 { 0.0 } else { s.temperature as f32 };
+        SampleParams {
+            temperature,
+            top_p: s.top_p as f32,
+            min_p: s.min_p as f32,
+            repetition_penalty: s.repetition_penalty as f32,
+            presence_penalty: s.presence_penalty as f32,
+            frequency_penalty: s.frequency_penalty as f32,
+            top_k: u32::try_from(s.top_k.max(0)).unwrap_or(u32::MAX).min(i32::MAX as u32),
+            seed: s.seed.unwrap_or(fallback_seed),
+            ..SampleParams::GREEDY
+        }
+    }
+
+    /// Whether earlier tokens change the choice.
+    pub(crate) fn has_penalties(&self) -> bool {
+        let s = &self.sampling;
+        s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0
+    }
+
+    /// The part for the scheduler, of a validated request.
+    pub(crate) fn into_sequence(self, end_tokens: &[u32]) -> NewSequence {
+        let mut stop_tokens = self.stop_tokens;
+        if !self.ignore_eos {
+            stop_tokens.extend_from_slice(end_tokens);
+        }
+        NewSequence {
+            prompt: self.prompt,
+            max_tokens: self.max_tokens.unwrap_or(MAX_TOKENS).min(MAX_TOKENS) as usize,
+            stop_tokens,
+            priority: self.priority,
+            on_context_full: self.on_context_full,
+        }
+    }
+}
+
+fn number(field: &'static str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<(), SubmitError> {
+    // NaN is in no range.
+    require(range.contains(&value), field, value, &format!("it must be between {} and {}", range.start(), range.end()))
+}
+
+fn require(ok: bool, field: &'static str, got: impl ToString, requirement: &str) -> Result<(), SubmitError> {
+    if ok { Ok(()) } else { Err(SubmitError::invalid(field, got, requirement)) }
+}

@@ -1,0 +1,136 @@
+//! One request inside the scheduler: its tokens, its blocks, and how far it has been computed.
+
+use std::cmp::Ordering;
+
+use crate::{
+    block_pool::{BlockId, Prefix},
+    plan::RequestId,
+};
+
+/// What the scheduler has to know of a request.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; at least 1
+    pub max_tokens: usize,
+    /// Tokens that end the generation and are not part of it
+    pub stop_tokens: Vec<u32>,
+    /// Lower values go first; equal ones in the order they came
+    pub priority: i32,
+    pub on_context_full: ContextFull,
+}
+
+/// What happens when prompt and answer have filled the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextFull {
+    /// The generation ends with [`FinishReason::Context`].
+    Finish,
+    /// The request is refused when prompt and `max_tokens` together do not fit.
+    Refuse,
+    /// The first `keep` tokens stay, the older half of the others is dropped, the rest is computed anew, and generation goes on.
+    Shift { keep: usize },
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or stop string
+    Stop,
+    /// `max_tokens` were generated
+    Length,
+    /// The context is full
+    Context,
+    /// The requester gave up
+    Cancelled,
+    /// The device failed
+    Failed,
+}
+
+impl FinishReason {
+    /// The word of the OpenAI API, where it has one.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length | Self::Context => "length",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "error",
+        }
+    }
+}
+
+/// Who goes first: lower priority value, then earlier arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rank {
+    pub priority: i32,
+    pub id: RequestId,
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.priority, self.id).cmp(&(other.priority, other.id))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// A waiting or running request.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub rank: Rank,
+    /// Prompt and generated tokens, without those that a context shift dropped
+    pub tokens: Vec<u32>,
+    /// Tokens of `tokens` whose keys and values are in the cache
+    pub computed: usize,
+    /// Room for at least `computed` tokens; empty while waiting
+    pub blocks: Vec<BlockId>,
+    /// What text the whole blocks among the computed tokens are
+    pub prefix: Prefix,
+    /// Tokens to compute in the step that is planned; 0 outside of a step
+    pub planned: usize,
+    pub prompt_len: usize,
+    pub generated: usize,
+    /// Prompt tokens found in the cache at the first admission; `None` before it
+    pub reused: Option<usize>,
+    pub max_tokens: usize,
+    pub stop_tokens: Vec<u32>,
+    pub on_context_full: ContextFull,
+}
+
+impl Sequence {
+    pub fn new(id: RequestId, new: NewSequence) -> Self {
+        Self {
+            rank: Rank { priority: new.priority, id },
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            computed: 0,
+            blocks: Vec::new(),
+            prefix: Prefix::EMPTY,
+            planned: 0,
+            generated: 0,
+            reused: None,
+            max_tokens: new.max_tokens,
+            stop_tokens: new.stop_tokens,
+            on_context_full: new.on_context_full,
+        }
+    }
+
+    pub fn id(&self) -> RequestId {
+        self.rank.id
+    }
+
+    /// Tokens whose keys and values are missing; at least 1.
+    pub fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Drops the older half of what follows the first `keep` tokens.
+    pub fn shift(&mut self, keep: usize) {
+        let keep = keep.min(self.tokens.len());
+        let drop = (self.tokens.len() - keep).div_ceil(2);
+        self.tokens.drain(keep..keep + drop);
+    }
+}

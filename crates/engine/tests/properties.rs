@@ -1,0 +1,161 @@
+//! Whatever arrives, is cancelled and runs beside it: every request gets the tokens it would get alone, and blocks are
+//! neither lost nor shared by mistake.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{VOCAB, engine, expected};
+use ferrum_engine::{ContextFull, EngineOptions, Event, FinishReason, Request, RequestId, SamplingParams, SubmitError};
+use proptest::{collection::vec, option, prelude::*};
+
+const END_TOKENS: [u32; 1] = [3];
+
+#[derive(Clone, Debug)]
+struct Arrival {
+    step: usize,
+    request: Request,
+    /// Cancelled after this many more steps
+    cancel: Option<usize>,
+    /// Tokens of a next turn, sent when this one is done
+    next_turn: Option<Vec<u32>>,
+}
+
+#[derive(Clone, Debug)]
+struct World {
+    block_tokens: usize,
+    options: EngineOptions,
+    arrivals: Vec<Arrival>,
+}
+
+fn sampling() -> impl Strategy<Value = SamplingParams> {
+    let drawn = (1u64..1000, prop_oneof![Just(1.0), Just(0.7)], 0i64..6, prop_oneof![Just(0.0), Just(0.05)]);
+    let penalties = (1.0f64..1.8, -1.0f64..1.0, 0.0f64..0.5);
+    prop_oneof![
+        2 => Just(SamplingParams::default()),
+        2 => drawn.clone().prop_map(|(seed, top_p, top_k, min_p)| SamplingParams {
+            temperature: 0.9, seed: Some(seed), top_p, top_k, min_p, ..SamplingParams::default()
+        }),
+        1 => (drawn, penalties).prop_map(|((seed, ..), (repetition, presence, frequency))| SamplingParams {
+            temperature: if seed % 2 == 0 { 0.0 } else { 1.1 },
+            seed: Some(seed),
+            repetition_penalty: repetition,
+            presence_penalty: presence,
+            frequency_penalty: frequency,
+            ..SamplingParams::default()
+        }),
+    ]
+}
+
+/// Few different beginnings, so that prompts share them, in whole blocks and in parts.
+fn prompt() -> impl Strategy<Value = Vec<u32>> {
+    (0u32..3, 0usize..24, vec(4..VOCAB as u32, 1..6)).prop_map(|(base, shared, tail)| {
+        let start = (0..shared as u32).map(|i| 4 + (base * 7 + i * i) % (VOCAB as u32 - 4));
+        start.chain(tail).collect()
+    })
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let context_full = prop_oneof![3 => Just(ContextFull::Finish), 1 => Just(ContextFull::Refuse), 1 => (0usize..8).prop_map(|keep| ContextFull::Shift { keep })];
+    let numbers = (0usize..40, 1u64..30, 0i32..3, any::<bool>(), option::weighted(0.2, 0usize..12));
+    (numbers, prompt(), sampling(), context_full, option::weighted(0.4, vec(4..VOCAB as u32, 1..6))).prop_map(
+        |((step, max_tokens, priority, ignore_eos, cancel), prompt, sampling, on_context_full, next_turn)| Arrival {
+            step,
+            request: Request { sampling, max_tokens: Some(max_tokens), priority, ignore_eos, on_context_full, ..Request::new(prompt) },
+            cancel,
+            next_turn,
+        },
+    )
+}
+
+fn world() -> impl Strategy<Value = World> {
+    (1usize..6, 16usize..48, 1usize..5, 0usize..12, 0usize..10, any::<bool>(), vec(arrival(), 1..14)).prop_map(
+        |(block_tokens, max_context, max_seqs, more_tokens, more_blocks, prefix_cache, arrivals)| World {
+            block_tokens,
+            options: EngineOptions {
+                max_context: Some(max_context),
+                max_seqs,
+                max_step_tokens: Some(max_seqs + more_tokens),
+                kv_blocks: Some(max_context.div_ceil(block_tokens) + more_blocks),
+                prefix_cache,
+                end_tokens: END_TOKENS.to_vec(),
+                ..EngineOptions::default()
+            },
+            arrivals,
+        },
+    )
+}
+
+fn drive(world: World) -> Result<(), TestCaseError> {
+    let max_context = world.options.max_context.unwrap();
+    let mut engine = engine(world.block_tokens, world.options);
+    let mut arrivals = world.arrivals;
+    arrivals.sort_by_key(|a| a.step);
+    arrivals.reverse();
+    let mut live: HashMap<RequestId, (Arrival, Vec<u32>, Option<usize>)> = HashMap::new();
+    let mut step = 0;
+    while !arrivals.is_empty() || engine.has_work() {
+        prop_assert!(step < 20_000, "the engine does not get on");
+        while arrivals.last().is_some_and(|a| a.step <= step) {
+            let arrival = arrivals.pop().unwrap();
+            match engine.submit(arrival.request.clone()) {
+                Ok(id) => {
+                    let cancel = arrival.cancel.map(|after| step + after);
+                    live.insert(id, (arrival, Vec::new(), cancel));
+                }
+                Err(error) => {
+                    let length = arrival.request.prompt.len();
+                    let whole = length + arrival.request.max_tokens.unwrap() as usize;
+                    match error {
+                        SubmitError::PromptTooLong { .. } => prop_assert!(length >= max_context),
+                        SubmitError::ContextExceeded { .. } => {
+                            prop_assert!(whole > max_context && arrival.request.on_context_full == ContextFull::Refuse);
+                        }
+                        other => prop_assert!(false, "{other}"),
+                    }
+                }
+            }
+        }
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { id, token, .. } => live.get_mut(&id).unwrap().1.push(token),
+                Event::Finished { id, finished } => {
+                    let (arrival, tokens, _) = live.remove(&id).unwrap();
+                    let (want, reason) = expected(&arrival.request, max_context, &END_TOKENS);
+                    prop_assert_eq!(&tokens, &want);
+                    prop_assert_eq!(finished.reason, reason);
+                    prop_assert_eq!(finished.stop_token.is_some(), reason == FinishReason::Stop);
+                    prop_assert_eq!(finished.generated_tokens, tokens.len());
+                    if let Some(more) = arrival.next_turn {
+                        let prompt = [&arrival.request.prompt, &tokens[..], &more].concat();
+                        let request = Request { prompt, ..arrival.request };
+                        arrivals.push(Arrival { step, request, cancel: None, next_turn: None });
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(engine.check_integrity(), Ok(()));
+        let due: Vec<_> = live.iter().filter(|(_, (.., cancel))| cancel.is_some_and(|at| at <= step)).map(|(id, _)| *id).collect();
+        for id in due {
+            let (arrival, tokens, _) = live.remove(&id).unwrap();
+            prop_assert!(engine.cancel(id));
+            prop_assert!(!engine.cancel(id));
+            prop_assert_eq!(engine.check_integrity(), Ok(()));
+            prop_assert!(expected(&arrival.request, max_context, &END_TOKENS).0.starts_with(&tokens));
+        }
+        step += 1;
+    }
+    prop_assert!(live.is_empty());
+    let (blocks, free, _) = engine.blocks();
+    prop_assert_eq!(blocks, free);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everyone_gets_the_tokens_they_would_get_alone(world in world()) {
+        drive(world)?;
+    }
+}
