@@ -11,7 +11,7 @@ use std::{
 
 use common::{Session, argmax};
 use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
-use ferrum_kernels::{Backend, ReferenceBackend};
+use ferrum_kernels::{Backend, DType, ReferenceBackend};
 use ferrum_models::{
     Checkpoint,
     files::{SafeTensors, WeightFile},
@@ -65,8 +65,8 @@ fn check(model: &Path, golden: &Golden, backend: Arc<dyn Backend>) {
     let layers = loaded.info().layers;
     let vocab = loaded.info().vocab;
     for (n, (ids, greedy)) in golden.prompts().into_iter().enumerate() {
-        let mut session = Session::new(backend.clone(), loaded.clone(), CONTEXT);
-        let (mut logits, seen) = session.step(&ids);
+        let mut session = Session::new(backend.clone(), loaded.clone(), DType::F32, CONTEXT, 64);
+        let (mut logits, seen) = session.step(&ids, 0);
         if n == 0 {
             let tapped = |tap: &str| &seen.iter().find(|(name, _)| name == tap).unwrap_or_else(|| panic!("no tap {tap}")).1;
             for layer in 0..=layers {
@@ -84,7 +84,7 @@ fn check(model: &Path, golden: &Golden, backend: Arc<dyn Backend>) {
         for (at, want) in greedy.iter().enumerate() {
             let token = argmax(logits.last().unwrap());
             assert_eq!(token, *want, "{name}: greedy token {at} of prompt {n}");
-            logits = session.step(&[token]).0;
+            logits = vec![session.last(&[token])];
         }
     }
 }

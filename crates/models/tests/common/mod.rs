@@ -16,19 +16,27 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, context: usize) -> Self {
+    /// A session of up to `context` tokens, and up to `rows` rows of logits a step.
+    pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, kv_dtype: DType, context: usize, rows: usize) -> Self {
         let block_tokens = backend.kv_block_tokens();
         let blocks = context.div_ceil(block_tokens);
-        let kv = KvCache::new(&*backend, model.info(), DType::F32, blocks, block_tokens).unwrap();
-        let scratch = Scratch::new(&*backend, model.info(), context, context).unwrap();
+        let kv = KvCache::new(&*backend, model.info(), kv_dtype, blocks, block_tokens).unwrap();
+        let scratch = Scratch::new(&*backend, model.info(), context, rows).unwrap();
         // Blocks in reverse, so that a model that ignores the table fails.
         let table: Vec<i32> = (0..blocks as i32).rev().collect();
         let block_table = backend.tensor_i32(&[1, blocks], &table).unwrap();
         Self { backend, model, kv, scratch, length: 0, block_table, blocks }
     }
 
-    /// Appends tokens; the logits of all of them, and what the tap saw.
-    pub fn step(&mut self, tokens: &[u32]) -> (Vec<Vec<f32>>, Vec<(String, Vec<f32>)>) {
+    /// Appends tokens; the logits of the last one.
+    #[allow(dead_code, reason = "not every test binary uses every helper")]
+    pub fn last(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let (mut logits, _) = self.step(tokens, tokens.len() - 1);
+        logits.pop().unwrap()
+    }
+
+    /// Appends tokens; the logits of those from `first_row` on, and what the tap saw.
+    pub fn step(&mut self, tokens: &[u32], first_row: usize) -> (Vec<Vec<f32>>, Vec<(String, Vec<f32>)>) {
         let (start, count) = (self.length, tokens.len());
         self.length += count;
         let ints = |values: Vec<i32>| self.backend.tensor_i32(&[values.len()], &values).unwrap();
@@ -42,7 +50,7 @@ impl Session {
             cu_seqlens: ints(vec![0, count as i32]),
             context_lens: ints(vec![self.length as i32]),
             block_tables: self.block_table.clone(),
-            logit_rows: ints((0..count as i32).collect()),
+            logit_rows: ints((first_row as i32..count as i32).collect()),
             max_query_len: count,
         };
         let mut seen = Vec::new();
@@ -50,7 +58,7 @@ impl Session {
         let mut tap = |name: &str, t: &Tensor| seen.push((name.to_owned(), backend.read_f32(t).unwrap()));
         let mut step = Step { backend: &*self.backend, batch: &batch, kv: &self.kv, scratch: &self.scratch, tap: Some(&mut tap) };
         self.model.forward(&mut step).unwrap();
-        let logits = self.backend.read_f32(&self.scratch.logits.narrow(0, 0, count)).unwrap();
+        let logits = self.backend.read_f32(&self.scratch.logits.narrow(0, 0, count - first_row)).unwrap();
         (logits.chunks(self.model.info().vocab).map(<[f32]>::to_vec).collect(), seen)
     }
 }
