@@ -1,7 +1,7 @@
 //! `out = x · wᵀ + bias` over packed weights, which are read where they lie: in the file's mapping.
 
 mod activations;
-mod float;
+mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -69,7 +69,8 @@ impl CpuWeight {
 /// Memory that every `linear` uses anew, sized by [`prepare`].
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    float: Vec<Vec<f32>>,
+    /// Of the portable kernels: per worker, one row in F32
+    rows: Vec<Vec<f32>>,
     #[cfg(target_arch = "x86_64")]
     activations: activations::Activations,
     #[cfg(target_arch = "x86_64")]
@@ -79,7 +80,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub fn new(workers: usize) -> Self {
         Self {
-            float: vec![Vec::new(); workers],
+            rows: vec![Vec::new(); workers],
             #[cfg(target_arch = "x86_64")]
             activations: activations::Activations::default(),
             #[cfg(target_arch = "x86_64")]
@@ -92,10 +93,8 @@ impl Scratch {
         if how.int8 {
             self.activations.reserve(tokens, cols);
         }
-        for tile in &mut self.float {
-            if tile.len() < float::ROWS * cols {
-                tile.resize(float::ROWS * cols, 0.0);
-            }
+        if how.simd == Simd::Portable {
+            self.rows.iter_mut().filter(|row| row.len() < cols).for_each(|row| row.resize(cols, 0.0));
         }
     }
 }
@@ -141,12 +140,16 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     let mut quantized = None;
     for job in jobs {
         #[cfg(target_arch = "x86_64")]
-        if how.int8 && job.part.dtype.is_block() {
-            let acts = quantized.get_or_insert_with(|| quantize(pool, &mut scratch.activations, x));
-            x86::run(how.simd, pool, &mut scratch.tiles, acts, &job);
+        if how.simd != Simd::Portable {
+            if how.int8 && job.part.dtype.is_block() {
+                let acts = quantized.get_or_insert_with(|| quantize(pool, &mut scratch.activations, x));
+                x86::run(how.simd, pool, &mut scratch.tiles, acts, &job);
+            } else {
+                x86::run_float(how.simd, pool, &mut scratch.tiles, &job);
+            }
             continue;
         }
-        float::run(how.simd, pool, &mut scratch.float, &job);
+        portable::run(pool, &mut scratch.rows, &job);
     }
     Ok(())
 }

@@ -35,8 +35,7 @@ pub(super) unsafe fn chunk<I: Isa, F: Format>(job: &Job, acts: &ActivationRows, 
             while token < tokens {
                 token += match tokens - token {
                     1 => some::<I, F, 2, 1>(job, acts, token, first, rows.end),
-                    2 => some::<I, F, 2, 2>(job, acts, token, first, rows.end),
-                    3 => some::<I, F, 2, 3>(job, acts, token, first, rows.end),
+                    2 | 3 => some::<I, F, 2, 2>(job, acts, token, first, rows.end),
                     _ => some::<I, F, 2, 4>(job, acts, token, first, rows.end),
                 };
             }
@@ -57,12 +56,19 @@ unsafe fn some<I: Isa, F: Format, const R: usize, const T: usize>(
         return T;
     }
     let weights = job.part.data.as_slice().as_ptr();
-    let rows: [*const u8; R] = std::array::from_fn(|r| weights.add((first + r).min(end - 1) * job.part.row_bytes));
-    let acts: [ActivationRows; T] = std::array::from_fn(|t| acts.from(token + t));
-    let sums = dots::<I, F, R, T>(rows, job.part.row_bytes, acts);
-    for (t, sums) in sums.into_iter().enumerate() {
-        for (r, sum) in sums.into_iter().enumerate().take(end - first) {
-            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.bias(first + r);
+    // Loops and not closures: those would not be inlined and so miss the instruction set.
+    let mut rows = [weights; R];
+    for r in 0..R {
+        rows[r] = weights.add((first + r).min(end - 1) * job.part.row_bytes);
+    }
+    let mut tokens = [*acts; T];
+    for t in 0..T {
+        tokens[t] = acts.from(token + t);
+    }
+    let sums = dots::<I, F, R, T>(rows, job.part.row_bytes, tokens);
+    for t in 0..T {
+        for r in 0..R.min(end - first) {
+            *job.out.at([token + t, job.part.first_row + first + r]) = sums[t][r] + job.bias(first + r);
         }
     }
     T
@@ -147,20 +153,21 @@ unsafe fn dots<I: Isa, F: Format, const R: usize, const T: usize>(
 /// Lane numbers from `first` on, each `times` times.
 #[inline(always)]
 unsafe fn lanes(first: i32, times: i32) -> __m256i {
-    let lane = |n: i32| first + n / times;
-    _mm256_setr_epi32(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7))
+    let n = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_srl_epi32(n, _mm_cvtsi32_si128(times.ilog2() as i32)))
 }
 
 /// `Σ (code − centre) · a`, spread over eight lanes. The centre is exact in integers: `−Σ a` is known per group.
 #[inline(always)]
 unsafe fn dot_centred<I: Isa, F: Format>(codes: __m256i, a: __m256i, minus_codes: *const i32) -> __m256i {
     let zero = _mm256_setzero_si256();
-    let minus = |shift| _mm256_zextsi128_si256(_mm_sll_epi32(_mm_cvtsi32_si128(*minus_codes), _mm_cvtsi32_si128(shift)));
+    let shift = if F::SIGNED { 7 } else { F::CENTRE.unwrap_or(0) };
+    let minus = _mm256_zextsi128_si256(_mm_sll_epi32(_mm_cvtsi32_si128(*minus_codes), _mm_cvtsi32_si128(shift)));
     if F::SIGNED && I::WIDE {
-        return I::dot(minus(7), _mm256_xor_si256(codes, _mm256_set1_epi8(-128)), a);
+        return I::dot(minus, _mm256_xor_si256(codes, _mm256_set1_epi8(-128)), a);
     }
     if F::SIGNED {
         return I::dot(zero, _mm256_abs_epi8(codes), _mm256_sign_epi8(a, codes));
     }
-    I::dot(F::CENTRE.map_or(zero, minus), codes, a)
+    I::dot(if F::CENTRE.is_some() { minus } else { zero }, codes, a)
 }

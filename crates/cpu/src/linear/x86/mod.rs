@@ -7,6 +7,7 @@
 #![allow(unsafe_op_in_unsafe_fn, clippy::needless_range_loop)]
 
 mod dot;
+mod float;
 mod formats;
 mod isa;
 mod lanes;
@@ -17,10 +18,11 @@ use std::ops::Range;
 use ferrum_kernels::DType;
 
 use self::{
+    float::{Columns, FloatKernels, Floats},
     formats::{Format, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
     isa::{Avx2, Avx512, AvxVnni},
     lanes::{Eight, EightVnni, Sixteen},
-    tile::tile_rows,
+    tile::{Place, TileKernels, batch, tile_rows},
 };
 use super::{Job, activations::ActivationRows};
 use crate::{features::Simd, pool::Pool};
@@ -28,25 +30,55 @@ use crate::{features::Simd, pool::Pool};
 pub(super) use self::tile::Tile;
 
 /// From this many tokens on, unpacking a tile costs less than unpacking rows for every four tokens.
-const TILED_TOKENS: usize = 9;
+const TILED_TOKENS: usize = 5;
 
-/// Computes one packed part for all tokens. `acts` holds the quantised `job.x`; `tiles` has one tile per worker.
+/// Computes one packed part for all tokens in integers. `acts` holds the quantised `job.x`; `tiles` has one tile per worker.
 pub(super) fn run(simd: Simd, pool: &Pool, tiles: &mut [Tile], acts: &ActivationRows, job: &Job) {
     let kernels = Kernels::of(simd, job.part.dtype);
     let rows = job.part.rows;
     if job.x.shape[0] < TILED_TOKENS {
-        // Small enough to share out evenly, large enough to stream.
-        let chunk = rows.div_ceil(8 * pool.workers()).max(16 * 1024 / job.part.row_bytes.max(1)).next_multiple_of(4);
+        let chunk = rows_per_chunk(pool, job);
         // SAFETY: `Kernels::of` took kernels of this dtype and of a level that `CpuBackend::new` found on this processor;
         // chunks are disjoint ranges of the rows of the part.
         pool.chunks(rows, chunk, &|_, rows| unsafe { (kernels.dot)(job, acts, rows) });
     } else {
         let tiles = Tiles(tiles.as_mut_ptr());
         // SAFETY: as above; each worker has its own tile.
-        pool.chunks(rows.div_ceil(kernels.tile_rows), 1, &|worker, range| unsafe {
-            (kernels.tile)(job, acts, range, &mut *tiles.of(worker));
+        pool.chunks(rows.div_ceil(kernels.tile.rows), 1, &|worker, range| unsafe {
+            tile::chunk(kernels.tile, job, acts, range, &mut *tiles.of(worker));
         });
     }
+}
+
+/// Computes one part for all tokens in F32. `tiles` has one tile per worker.
+pub(super) fn run_float(simd: Simd, pool: &Pool, tiles: &mut [Tile], job: &Job) {
+    let rows = job.part.rows;
+    let dot: Option<unsafe fn(&Job, Range<usize>)> = match job.part.dtype {
+        DType::F32 => Some(float_dot::<float::F32>),
+        DType::F16 => Some(float_dot::<float::F16>),
+        DType::BF16 => Some(float_dot::<float::Bf16>),
+        _ => None,
+    };
+    if let Some(dot) = dot.filter(|_| job.x.shape[0] < TILED_TOKENS) {
+        let chunk = rows_per_chunk(pool, job);
+        // SAFETY: every level but the portable one includes AVX2, FMA and F16C; chunks are disjoint ranges of the rows.
+        pool.chunks(rows, chunk, &|_, rows| unsafe { dot(job, rows) });
+    } else {
+        let kernels = match simd {
+            Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: tile_rows::<Sixteen>() },
+            _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: tile_rows::<Eight>() },
+        };
+        let tiles = Tiles(tiles.as_mut_ptr());
+        // SAFETY: as above; each worker has its own tile.
+        pool.chunks(rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
+            float::tiles(kernels, job, range, &mut *tiles.of(worker));
+        });
+    }
+}
+
+/// Rows handed out at a time for dot products: few enough to share out evenly, enough to stream.
+fn rows_per_chunk(pool: &Pool, job: &Job) -> usize {
+    job.part.rows.div_ceil(8 * pool.workers()).max(16 * 1024 / job.part.row_bytes.max(1)).next_multiple_of(4)
 }
 
 struct Tiles(*mut Tile);
@@ -62,8 +94,7 @@ impl Tiles {
 /// The kernels of one dtype and level.
 struct Kernels {
     dot: unsafe fn(&Job, &ActivationRows, Range<usize>),
-    tile: unsafe fn(&Job, &ActivationRows, Range<usize>, &mut Tile),
-    tile_rows: usize,
+    tile: TileKernels,
 }
 
 impl Kernels {
@@ -86,14 +117,33 @@ impl Kernels {
     }
 
     fn level<F: Format>(simd: Simd) -> Self {
-        match simd {
-            Simd::Avx2 => Self { dot: dot_avx2::<F>, tile: tile_avx2::<F>, tile_rows: tile_rows::<Eight>() },
-            Simd::AvxVnni => Self { dot: dot_avxvnni::<F>, tile: tile_avxvnni::<F>, tile_rows: tile_rows::<EightVnni>() },
-            Simd::Avx512 => Self { dot: dot_avx512::<F>, tile: tile_avx512::<F>, tile_rows: tile_rows::<Sixteen>() },
+        let (dot, unpack, tokens, rows): (Dot, Unpack, Tokens, usize) = match simd {
+            Simd::Avx2 => {
+                let tokens: Tokens = match (F::HALVES, batch::<F>()) {
+                    (true, _) => tokens_avx2::<2, 2>,
+                    (false, 8) => tokens_avx2::<1, 8>,
+                    (false, 4) => tokens_avx2::<1, 4>,
+                    _ => tokens_avx2::<1, 0>,
+                };
+                (dot_avx2::<F>, unpack_avx2::<F>, tokens, tile_rows::<Eight>())
+            }
+            Simd::AvxVnni => {
+                let tokens: Tokens = if F::HALVES { tokens_avxvnni::<2> } else { tokens_avxvnni::<1> };
+                (dot_avxvnni::<F>, unpack_avxvnni::<F>, tokens, tile_rows::<EightVnni>())
+            }
+            Simd::Avx512 => {
+                let tokens: Tokens = if F::HALVES { tokens_avx512::<2> } else { tokens_avx512::<1> };
+                (dot_avx512::<F>, unpack_avx512::<F>, tokens, tile_rows::<Sixteen>())
+            }
             Simd::Portable => unreachable!("`has_int8` keeps this level in F32"),
-        }
+        };
+        Self { dot, tile: TileKernels { unpack, tokens, rows } }
     }
 }
+
+type Dot = unsafe fn(&Job, &ActivationRows, Range<usize>);
+type Unpack = unsafe fn(&Job, Place, &mut Tile);
+type Tokens = unsafe fn(&Job, &ActivationRows, &Tile, Place);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dot_avx2<F: Format>(job: &Job, acts: &ActivationRows, rows: Range<usize>) {
@@ -111,16 +161,56 @@ unsafe fn dot_avx512<F: Format>(job: &Job, acts: &ActivationRows, rows: Range<us
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile_avx2<F: Format>(job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
-    tile::chunk::<Avx2, Eight, F>(job, acts, tiles, tile)
+unsafe fn unpack_avx2<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
+    tile::unpack::<Avx2, Eight, F>(job, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn tile_avxvnni<F: Format>(job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
-    tile::chunk::<AvxVnni, EightVnni, F>(job, acts, tiles, tile)
+unsafe fn unpack_avxvnni<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
+    tile::unpack::<AvxVnni, EightVnni, F>(job, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile_avx512<F: Format>(job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
-    tile::chunk::<Avx512, Sixteen, F>(job, acts, tiles, tile)
+unsafe fn unpack_avx512<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
+    tile::unpack::<Avx512, Sixteen, F>(job, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tokens_avx2<const HALVES: usize, const BATCH: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
+    tile::tokens::<Eight, HALVES, BATCH>(job, acts, tile, at)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn tokens_avxvnni<const HALVES: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
+    tile::tokens::<EightVnni, HALVES, 2>(job, acts, tile, at)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tokens_avx512<const HALVES: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
+    tile::tokens::<Sixteen, HALVES, 2>(job, acts, tile, at)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_dot<W: Floats>(job: &Job, rows: Range<usize>) {
+    float::chunk::<W>(job, rows)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_unpack_avx2(job: &Job, at: Columns, tile: &mut Tile) {
+    float::unpack::<Eight>(job, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn float_unpack_avx512(job: &Job, at: Columns, tile: &mut Tile) {
+    float::unpack::<Sixteen>(job, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn float_tokens_avx2(job: &Job, at: Columns, tile: &Tile) {
+    float::tokens::<Eight>(job, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn float_tokens_avx512(job: &Job, at: Columns, tile: &Tile) {
+    float::tokens::<Sixteen>(job, at, tile)
 }

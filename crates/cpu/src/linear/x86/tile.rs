@@ -17,7 +17,7 @@ use super::{
 /// Blocks of 32 columns in a tile: 32 rows of them take 16 KiB.
 pub(super) const TILE_BLOCKS: usize = 16;
 /// Vectors of rows in a tile.
-const VECS: usize = 2;
+pub(super) const VECS: usize = 2;
 
 /// Rows of a tile.
 pub(super) const fn tile_rows<L: Lanes>() -> usize {
@@ -34,6 +34,8 @@ pub(crate) struct Tile {
     scales: [f32; VECS * TILE_BLOCKS * 2 * 16],
     /// as `scales`
     mins: [f32; VECS * TILE_BLOCKS * 2 * 16],
+    /// `[VECS, columns, N]`, of the F32 kernels
+    floats: [f32; VECS * TILE_BLOCKS * 16 * 16],
 }
 
 impl Tile {
@@ -41,66 +43,95 @@ impl Tile {
         codes: [0; VECS * TILE_BLOCKS * 32 * 16],
         scales: [0.0; VECS * TILE_BLOCKS * 2 * 16],
         mins: [0.0; VECS * TILE_BLOCKS * 2 * 16],
+        floats: [0.0; VECS * TILE_BLOCKS * 16 * 16],
     };
+
+    pub(super) fn floats(&mut self) -> *mut f32 {
+        self.floats.as_mut_ptr()
+    }
+
+    pub(super) fn floats_ref(&self) -> *const f32 {
+        self.floats.as_ptr()
+    }
+}
+
+/// The two halves of the work on a tile, compiled for one level each.
+#[derive(Clone, Copy)]
+pub(super) struct TileKernels {
+    /// Fills the tile from the packed rows of `Place`, of one dtype.
+    pub unpack: unsafe fn(&Job, Place, &mut Tile),
+    /// Multiplies the tile with all tokens.
+    pub tokens: unsafe fn(&Job, &ActivationRows, &Tile, Place),
+    /// Rows of a tile
+    pub rows: usize,
 }
 
 /// Computes the tiles `tiles` of the part for all tokens.
 ///
 /// # Safety
-/// The processor has AVX2, FMA, F16C, `I` and `L`; the part has `F`'s dtype; `tiles` lie in it and no other thread writes
-/// their rows to `job.out`; `acts` holds the tokens of `job.x`.
-#[inline(always)]
-pub(super) unsafe fn chunk<I: Isa, L: Lanes, F: Format>(job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
-    let rows = tile_rows::<L>();
-    for first in tiles.map(|t| t * rows) {
-        let count = rows.min(job.part.rows - first);
+/// The processor has the level of `kernels`, which are for the part's dtype; `tiles` lie in the part and no other thread
+/// writes their rows to `job.out`; `acts` holds the tokens of `job.x`.
+pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
+    for first in tiles.map(|t| t * kernels.rows) {
+        let count = kernels.rows.min(job.part.rows - first);
         for block in (0..acts.blocks).step_by(TILE_BLOCKS) {
-            let blocks = TILE_BLOCKS.min(acts.blocks - block);
-            unpack::<I, L, F>(job, first, count, block / F::GROUPS, blocks / F::GROUPS, tile);
-            let at = Place { first, count, block, blocks };
-            if F::HALVES {
-                // Codes of these types are at most 63: two products of a step, and of two steps, fit 16 bits.
-                tokens::<L, 2, 2>(job, acts, tile, at);
-            } else if L::WIDE || F::MAX_CODE <= 15 {
-                tokens::<L, 1, 8>(job, acts, tile, at);
-            } else if F::MAX_CODE <= 31 {
-                tokens::<L, 1, 4>(job, acts, tile, at);
-            } else {
-                tokens::<L, 1, 0>(job, acts, tile, at);
-            }
+            let at = Place { first, count, block, blocks: TILE_BLOCKS.min(acts.blocks - block) };
+            (kernels.unpack)(job, at, tile);
+            (kernels.tokens)(job, acts, tile, at);
         }
     }
 }
 
-/// Where in the weight a tile lies.
-#[derive(Clone, Copy)]
-struct Place {
-    first: usize,
-    /// Rows that exist
-    count: usize,
-    /// Of 32 columns
-    block: usize,
-    blocks: usize,
+/// How many steps of a level without wide products may be summed in 16 bits for codes up to `max_code`; 0 for signed.
+pub(super) const fn batch<F: Format>() -> usize {
+    match F::MAX_CODE {
+        _ if F::SIGNED => 0,
+        ..=15 if !F::HALVES => 8,
+        ..=31 if !F::HALVES => 4,
+        _ => 2,
+    }
 }
 
-/// Fills `tile` with `blocks` packed blocks from `block` on. Rows that do not exist repeat the last.
+/// Where in the weight a tile lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub first: usize,
+    /// Rows that exist
+    pub count: usize,
+    /// Of 32 columns
+    pub block: usize,
+    pub blocks: usize,
+}
+
+/// Fills `tile`. Rows that do not exist repeat the last.
+///
+/// # Safety
+/// As [`chunk`], for `I`, `L` and `F`.
 #[inline(always)]
-unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, first: usize, count: usize, block: usize, blocks: usize, tile: &mut Tile) {
+pub(super) unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, at: Place, tile: &mut Tile) {
     let weights = job.part.data.as_slice().as_ptr();
     let halves = if F::HALVES { 2 } else { 1 };
     let (codes, scales, mins) = (tile.codes.as_mut_ptr(), tile.scales.as_mut_ptr(), tile.mins.as_mut_ptr());
+    // Loops and not closures throughout: those would not be inlined and so miss the instruction set.
     for eight in (0..VECS * L::N).step_by(8) {
         let (vec, lane) = (eight / L::N, eight % L::N);
-        let rows: [*const u8; 8] = std::array::from_fn(|r| weights.add((first + eight + r).min(first + count - 1) * job.part.row_bytes));
-        for b in 0..blocks {
-            let packed = rows.map(|row| row.add((block + b) * F::BYTES));
-            let at = vec * TILE_BLOCKS + b * F::GROUPS;
-            for (r, &packed) in packed.iter().enumerate() {
-                let head = F::head(packed);
-                let s: [f32; 16] = std::mem::transmute(head.scales);
-                let m: [f32; 16] = std::mem::transmute(head.mins);
+        for block in 0..at.blocks / F::GROUPS {
+            let to = vec * TILE_BLOCKS + block * F::GROUPS;
+            let mut packed = [weights; 8];
+            for r in 0..8 {
+                let row = at.first + (eight + r).min(at.count - 1);
+                packed[r] = weights.add(row * job.part.row_bytes + (at.block / F::GROUPS + block) * F::BYTES);
+                let head = F::head(packed[r]);
+                let (mut s, mut m) = ([0.0f32; 16], [0.0f32; 16]);
+                for h in 0..halves {
+                    _mm256_storeu_ps(s.as_mut_ptr().add(8 * h), head.scales[h]);
+                    _mm256_storeu_ps(m.as_mut_ptr().add(8 * h), head.mins[h]);
+                }
+                if F::GROUPS == 1 {
+                    (s[0], m[0]) = (_mm256_cvtss_f32(head.scales[0]), _mm256_cvtss_f32(head.mins[0]));
+                }
                 for j in 0..F::GROUPS * halves {
-                    let to = (at * halves + j) * L::N + lane + r;
+                    let to = (to * halves + j) * L::N + lane + r;
                     *scales.add(to) = s[j];
                     *mins.add(to) = match F::CENTRE {
                         Some(shift) => -s[j] * (1 << shift) as f32,
@@ -110,12 +141,16 @@ unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, first: usize, count: us
                 }
             }
             for group in 0..F::GROUPS {
-                let v = transpose(packed.map(|p| {
-                    let c = F::codes::<I>(p, group);
-                    if F::SIGNED && L::WIDE { _mm256_xor_si256(c, _mm256_set1_epi8(-128)) } else { c }
-                }));
-                for (k, v) in v.into_iter().enumerate() {
-                    _mm256_storeu_si256(codes.add(((at + group) * 8 + k) * L::N * 4 + lane * 4).cast(), v);
+                let mut v = [_mm256_setzero_si256(); 8];
+                for r in 0..8 {
+                    v[r] = F::codes::<I>(packed[r], group);
+                    if F::SIGNED && L::WIDE {
+                        v[r] = _mm256_xor_si256(v[r], _mm256_set1_epi8(-128));
+                    }
+                }
+                let v = transpose(v);
+                for k in 0..8 {
+                    _mm256_storeu_si256(codes.add(((to + group) * 8 + k) * L::N * 4 + lane * 4).cast(), v[k]);
                 }
             }
         }
@@ -124,22 +159,34 @@ unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, first: usize, count: us
 
 /// Eight by eight 32-bit numbers.
 #[inline(always)]
-unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
-    let pairs = |a, b| (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-    let ((a0, a1), (a2, a3)) = (pairs(r[0], r[1]), pairs(r[2], r[3]));
-    let ((a4, a5), (a6, a7)) = (pairs(r[4], r[5]), pairs(r[6], r[7]));
-    let fours = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-    let ((b0, b1), (b2, b3)) = (fours(a0, a2), fours(a1, a3));
-    let ((b4, b5), (b6, b7)) = (fours(a4, a6), fours(a5, a7));
-    let low = |a, b| _mm256_permute2x128_si256(a, b, 0x20);
-    let high = |a, b| _mm256_permute2x128_si256(a, b, 0x31);
-    [low(b0, b4), low(b1, b5), low(b2, b6), low(b3, b7), high(b0, b4), high(b1, b5), high(b2, b6), high(b3, b7)]
+pub(super) unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    let (a0, a1) = (_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1]));
+    let (a2, a3) = (_mm256_unpacklo_epi32(r[2], r[3]), _mm256_unpackhi_epi32(r[2], r[3]));
+    let (a4, a5) = (_mm256_unpacklo_epi32(r[4], r[5]), _mm256_unpackhi_epi32(r[4], r[5]));
+    let (a6, a7) = (_mm256_unpacklo_epi32(r[6], r[7]), _mm256_unpackhi_epi32(r[6], r[7]));
+    let (b0, b1) = (_mm256_unpacklo_epi64(a0, a2), _mm256_unpackhi_epi64(a0, a2));
+    let (b2, b3) = (_mm256_unpacklo_epi64(a1, a3), _mm256_unpackhi_epi64(a1, a3));
+    let (b4, b5) = (_mm256_unpacklo_epi64(a4, a6), _mm256_unpackhi_epi64(a4, a6));
+    let (b6, b7) = (_mm256_unpacklo_epi64(a5, a7), _mm256_unpackhi_epi64(a5, a7));
+    [
+        _mm256_permute2x128_si256(b0, b4, 0x20),
+        _mm256_permute2x128_si256(b1, b5, 0x20),
+        _mm256_permute2x128_si256(b2, b6, 0x20),
+        _mm256_permute2x128_si256(b3, b7, 0x20),
+        _mm256_permute2x128_si256(b0, b4, 0x31),
+        _mm256_permute2x128_si256(b1, b5, 0x31),
+        _mm256_permute2x128_si256(b2, b6, 0x31),
+        _mm256_permute2x128_si256(b3, b7, 0x31),
+    ]
 }
 
 /// All tokens against one tile: `HALVES` scales per block; `BATCH` steps whose 16-bit sums fit before they are widened,
 /// 0 for signed codes.
+///
+/// # Safety
+/// As [`chunk`], for `L`; `tile` holds `at`.
 #[inline(always)]
-unsafe fn tokens<L: Lanes, const HALVES: usize, const BATCH: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
+pub(super) unsafe fn tokens<L: Lanes, const HALVES: usize, const BATCH: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
     let tokens = job.x.shape[0];
     let mut token = 0;
     while token < tokens {
@@ -171,9 +218,10 @@ unsafe fn some<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize
     at: Place,
     token: usize,
 ) -> usize {
-    let acts: [ActivationRows; T] = std::array::from_fn(|t| acts.from(token + t));
+    let mut rows = [*acts; T];
     let mut acc = [[L::zero_f(); VECS]; T];
     for t in 0..T {
+        rows[t] = acts.from(token + t);
         for v in 0..VECS {
             acc[t][v] = begin::<L>(job, at, token + t, v);
         }
@@ -184,11 +232,14 @@ unsafe fn some<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize
             for v in 0..VECS {
                 codes[v] = tile.codes.as_ptr().add(((v * TILE_BLOCKS + b) * 8 + h * 8 / HALVES) * L::N * 4);
             }
-            let a: [*const i8; T] = std::array::from_fn(|t| acts[t].codes.add((at.block + b) * 32 + h * 32 / HALVES).cast_const());
+            let mut a = [std::ptr::null(); T];
+            for t in 0..T {
+                a[t] = rows[t].codes.add((at.block + b) * 32 + h * 32 / HALVES).cast_const();
+            }
             let sums = steps::<L, HALVES, BATCH, T>(codes, a);
             for t in 0..T {
-                let d = L::broadcast_f(acts[t].scales.add(at.block + b));
-                let m = if HALVES == 1 { acts[t].sums.add(at.block + b) } else { acts[t].half_sums.add(2 * (at.block + b) + h) };
+                let d = L::broadcast_f(rows[t].scales.add(at.block + b));
+                let m = if HALVES == 1 { rows[t].sums.add(at.block + b) } else { rows[t].half_sums.add(2 * (at.block + b) + h) };
                 let m = L::broadcast_f(m);
                 for v in 0..VECS {
                     let to = ((v * TILE_BLOCKS + b) * HALVES + h) * L::N;
@@ -218,7 +269,10 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
     let mut sums = [[L::zero(); VECS]; T];
     if L::WIDE {
         for k in 0..8 / HALVES {
-            let u: [L::I; VECS] = std::array::from_fn(|v| L::load(codes[v].add(k * L::N * 4)));
+            let mut u = [L::zero(); VECS];
+            for v in 0..VECS {
+                u[v] = L::load(codes[v].add(k * L::N * 4));
+            }
             for t in 0..T {
                 let a = L::broadcast(a[t].add(4 * k));
                 for v in 0..VECS {
@@ -228,7 +282,10 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
         }
     } else if BATCH == 0 {
         for k in 0..8 / HALVES {
-            let w: [L::I; VECS] = std::array::from_fn(|v| L::load(codes[v].add(k * L::N * 4)));
+            let mut w = [L::zero(); VECS];
+            for v in 0..VECS {
+                w[v] = L::load(codes[v].add(k * L::N * 4));
+            }
             for t in 0..T {
                 let a = L::broadcast(a[t].add(4 * k));
                 for v in 0..VECS {
@@ -240,7 +297,10 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
         for first in (0..8 / HALVES).step_by(BATCH) {
             let mut pairs = [[L::zero(); VECS]; T];
             for k in first..first + BATCH {
-                let u: [L::I; VECS] = std::array::from_fn(|v| L::load(codes[v].add(k * L::N * 4)));
+                let mut u = [L::zero(); VECS];
+                for v in 0..VECS {
+                    u[v] = L::load(codes[v].add(k * L::N * 4));
+                }
                 for t in 0..T {
                     let a = L::broadcast(a[t].add(4 * k));
                     for v in 0..VECS {
@@ -260,7 +320,7 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
 
 /// What the sums of vector `v` start from: the bias, or what the tile before has left.
 #[inline(always)]
-unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
+pub(super) unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
     let column = job.part.first_row + at.first + row;
@@ -275,7 +335,7 @@ unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F 
 }
 
 #[inline(always)]
-unsafe fn end<L: Lanes>(job: &Job, at: Place, token: usize, v: usize, acc: L::F) {
+pub(super) unsafe fn end<L: Lanes>(job: &Job, at: Place, token: usize, v: usize, acc: L::F) {
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
     let column = job.part.first_row + at.first + row;

@@ -1,0 +1,259 @@
+//! `linear` in F32 on x86-64: F32, F16 and BF16 weights, and packed ones where activations must not be rounded.
+//!
+//! Few tokens: dot products of rows, converted eight elements at a time as they are read; bound by reading the weights.
+//! Many tokens, and packed weights always: tiles of `2 · N` rows by [`TILE_COLS`] columns, unpacked so that vector `k`
+//! holds column `k` of `N` rows, multiplied with up to six tokens at a time; bound by the multipliers.
+
+use std::{arch::x86_64::*, ops::Range};
+
+use ferrum_kernels::{DType, quant};
+
+use super::{
+    super::Job,
+    lanes::Lanes,
+    tile::{Place, TILE_BLOCKS, Tile, VECS, begin, end, transpose},
+};
+
+/// Columns of a tile: as many as the integer kernels have, so that both cut rows at the same places.
+const TILE_COLS: usize = 32 * TILE_BLOCKS / 2;
+
+/// Weights whose elements are converted one by one.
+///
+/// # Safety
+/// Of every function: the processor has AVX2 and F16C, and as many elements are readable.
+pub(super) trait Floats {
+    const BYTES: usize;
+    unsafe fn eight(at: *const u8) -> __m256;
+    unsafe fn one(at: *const u8) -> f32;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+
+impl Floats for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn eight(at: *const u8) -> __m256 {
+        _mm256_loadu_ps(at.cast())
+    }
+    #[inline(always)]
+    unsafe fn one(at: *const u8) -> f32 {
+        at.cast::<f32>().read_unaligned()
+    }
+}
+
+impl Floats for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn eight(at: *const u8) -> __m256 {
+        _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
+    }
+    #[inline(always)]
+    unsafe fn one(at: *const u8) -> f32 {
+        super::isa::f16(at)
+    }
+}
+
+impl Floats for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn eight(at: *const u8) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16))
+    }
+    #[inline(always)]
+    unsafe fn one(at: *const u8) -> f32 {
+        f32::from_bits(u32::from(at.cast::<u16>().read_unaligned()) << 16)
+    }
+}
+
+/// Computes `rows` of the part for all tokens by dot products.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C; the part has `W`'s dtype; `rows` lie in it and no other thread writes them to
+/// `job.out`.
+#[inline(always)]
+pub(super) unsafe fn chunk<W: Floats>(job: &Job, rows: Range<usize>) {
+    let tokens = job.x.shape[0];
+    for first in rows.clone().step_by(4) {
+        let mut token = 0;
+        while token < tokens {
+            token +=
+                if tokens - token == 1 { some::<W, 1>(job, token, first, rows.end) } else { some::<W, 2>(job, token, first, rows.end) };
+        }
+    }
+}
+
+/// Four rows from `first` (those from `end` on are left out), `T` tokens from `token`. Returns `T`.
+#[inline(always)]
+unsafe fn some<W: Floats, const T: usize>(job: &Job, token: usize, first: usize, end: usize) -> usize {
+    let weights = job.part.data.as_slice().as_ptr();
+    let mut rows = [weights; 4];
+    for r in 0..4 {
+        rows[r] = weights.add((first + r).min(end - 1) * job.part.row_bytes);
+    }
+    let mut x = [std::ptr::null::<f32>(); T];
+    for t in 0..T {
+        x[t] = job.x.at([token + t, 0]);
+    }
+    let whole = job.cols & !7;
+    let mut acc = [[_mm256_setzero_ps(); 4]; T];
+    for k in (0..whole).step_by(8) {
+        for r in 0..4 {
+            let at = rows[r].add(k * W::BYTES);
+            // The same place of the row that this lane takes next.
+            _mm_prefetch(at.wrapping_add(4 * job.part.row_bytes).cast(), _MM_HINT_T0);
+            let w = W::eight(at);
+            for t in 0..T {
+                acc[t][r] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[t].add(k)), acc[t][r]);
+            }
+        }
+    }
+    for t in 0..T {
+        for r in 0..4.min(end - first) {
+            let mut sum = super::isa::sum(acc[t][r]);
+            for k in whole..job.cols {
+                sum += W::one(rows[r].add(k * W::BYTES)) * *x[t].add(k);
+            }
+            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.bias(first + r);
+        }
+    }
+    T
+}
+
+/// The work on a float tile, compiled for one level each; as [`super::tile::TileKernels`].
+#[derive(Clone, Copy)]
+pub(super) struct FloatKernels {
+    pub unpack: unsafe fn(&Job, Columns, &mut Tile),
+    pub tokens: unsafe fn(&Job, Columns, &Tile),
+    /// Rows of a tile
+    pub rows: usize,
+}
+
+/// Rows and columns of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Columns {
+    first_row: usize,
+    rows: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Computes the tiles `tiles` of the part for all tokens.
+///
+/// # Safety
+/// The processor has the level of `kernels`; `tiles` lie in the part and no other thread writes their rows to `job.out`.
+pub(super) unsafe fn tiles(kernels: FloatKernels, job: &Job, tiles: Range<usize>, tile: &mut Tile) {
+    for first_row in tiles.map(|t| t * kernels.rows) {
+        let rows = kernels.rows.min(job.part.rows - first_row);
+        for first in (0..job.cols).step_by(TILE_COLS) {
+            let at = Columns { first_row, rows, first, count: TILE_COLS.min(job.cols - first) };
+            (kernels.unpack)(job, at, tile);
+            (kernels.tokens)(job, at, tile);
+        }
+    }
+}
+
+/// Fills the tile. Rows that do not exist repeat the last.
+///
+/// # Safety
+/// As [`tiles`], for AVX2, FMA, F16C and `L`.
+#[inline(always)]
+pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
+    let dtype = job.part.dtype;
+    // Whole blocks: both ends are multiples of the block length.
+    let bytes = |cols: usize| cols / dtype.block_len() * dtype.block_bytes();
+    let whole = at.count & !7;
+    let to = tile.floats();
+    let mut buffer = [[0.0f32; TILE_COLS]; 8];
+    for eight in (0..VECS * L::N).step_by(8) {
+        let (vec, lane) = (eight / L::N, eight % L::N);
+        for r in 0..8 {
+            let row = at.first_row + (eight + r).min(at.rows - 1);
+            let packed = &job.part.data.as_slice()[row * job.part.row_bytes + bytes(at.first)..][..bytes(at.count)];
+            let buffer = &mut buffer[r][..at.count];
+            match dtype {
+                DType::F32 => convert::<F32>(packed, buffer),
+                DType::F16 => convert::<F16>(packed, buffer),
+                DType::BF16 => convert::<Bf16>(packed, buffer),
+                _ => quant::dequantize(dtype, packed, buffer).expect("prepare checked dtype and row length"),
+            }
+        }
+        let to = to.add(vec * TILE_COLS * L::N + lane);
+        for k in (0..whole).step_by(8) {
+            let mut v = [_mm256_setzero_si256(); 8];
+            for r in 0..8 {
+                v[r] = _mm256_loadu_si256(buffer[r].as_ptr().add(k).cast());
+            }
+            let v = transpose(v);
+            for c in 0..8 {
+                _mm256_storeu_si256(to.add((k + c) * L::N).cast(), v[c]);
+            }
+        }
+        for k in whole..at.count {
+            for r in 0..8 {
+                *to.add(k * L::N + r) = buffer[r][k];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn convert<W: Floats>(packed: &[u8], out: &mut [f32]) {
+    let whole = out.len() & !7;
+    for k in (0..whole).step_by(8) {
+        _mm256_storeu_ps(out.as_mut_ptr().add(k), W::eight(packed.as_ptr().add(k * W::BYTES)));
+    }
+    for k in whole..out.len() {
+        out[k] = W::one(packed.as_ptr().add(k * W::BYTES));
+    }
+}
+
+/// Multiplies the tile with all tokens.
+///
+/// # Safety
+/// As [`tiles`], for `L`; `tile` holds `at`.
+#[inline(always)]
+pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: &Tile) {
+    let tokens = job.x.shape[0];
+    let mut token = 0;
+    while token < tokens {
+        token += match tokens - token {
+            1 => some_of_tile::<L, 1>(job, at, tile, token),
+            2..=5 => some_of_tile::<L, 2>(job, at, tile, token),
+            _ => some_of_tile::<L, 6>(job, at, tile, token),
+        };
+    }
+}
+
+#[inline(always)]
+unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &Tile, token: usize) -> usize {
+    let place = Place { first: at.first_row, count: at.rows, block: at.first, blocks: 0 };
+    let mut x = [std::ptr::null::<f32>(); T];
+    let mut acc = [[L::zero_f(); VECS]; T];
+    for t in 0..T {
+        x[t] = job.x.at([token + t, at.first]);
+        for v in 0..VECS {
+            acc[t][v] = begin::<L>(job, place, token + t, v);
+        }
+    }
+    let weights = tile.floats_ref();
+    for k in 0..at.count {
+        let mut w = [L::zero_f(); VECS];
+        for v in 0..VECS {
+            w[v] = L::load_f(weights.add((v * TILE_COLS + k) * L::N));
+        }
+        for t in 0..T {
+            let x = L::broadcast_f(x[t].add(k));
+            for v in 0..VECS {
+                acc[t][v] = L::fma(w[v], x, acc[t][v]);
+            }
+        }
+    }
+    for t in 0..T {
+        for v in 0..VECS {
+            end::<L>(job, place, token + t, v, acc[t][v]);
+        }
+    }
+    T
+}
