@@ -1,0 +1,230 @@
+//! Proof that the cases can fail: a backend with one mistake per operation, each of which the testkit must report.
+
+use std::sync::Arc;
+
+use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
+use ferrum_kernels::{
+    Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight,
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeLayout, Sample, SampleParams, Softcap},
+    testkit,
+};
+
+/// One mistake: the operation it is in, and what is wrong.
+const MUTATIONS: [(&str, &str); 21] = [
+    ("embed", "scale 1 % too large"),
+    ("embed", "last token left out"),
+    ("rms_norm", "eps ten times too large"),
+    ("rms_norm", "last token left out"),
+    ("add_rms_norm", "eps ten times too large"),
+    ("add_rms_norm", "residual not written"),
+    ("linear", "last 32 columns left out"),
+    ("linear", "last row left out"),
+    ("linear", "bias left out"),
+    ("act_mul", "gate and up swapped"),
+    ("rope", "positions one too large"),
+    ("rope", "the other layout"),
+    ("kv_write", "first slot skipped"),
+    ("kv_write", "keys and values swapped"),
+    ("attention", "contexts one too short"),
+    ("attention", "window one too large"),
+    ("attention", "soft cap left out"),
+    ("attention", "sinks left out"),
+    ("gather_rows", "first row for all"),
+    ("softcap", "cap 1 % too large"),
+    ("sample", "filters left out"),
+];
+
+#[test]
+fn every_mutation_is_reported() {
+    let sound: Arc<dyn Backend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
+    for (mutation, &(op, mistake)) in MUTATIONS.iter().enumerate() {
+        let backend: Arc<dyn Backend> = Arc::new(Mutant { sound: sound.clone(), mutation });
+        let failures = testkit::test(&backend, &format!("{op} ")).into_iter().filter(|o| o.op == op && o.result.is_err()).count();
+        assert!(failures > 0, "{op}: no case notices: {mistake}");
+    }
+}
+
+/// The cases of `linear` must also notice in F32 what is lost in the rounding of 8 bits.
+#[test]
+fn f32_notices_one_lost_column() {
+    let options = CpuOptions { threads: Some(1), precision: Precision::F32, ..CpuOptions::default() };
+    let sound: Arc<dyn Backend> = Arc::new(CpuBackend::new(options).unwrap());
+    let backend: Arc<dyn Backend> = Arc::new(Mutant { sound, mutation: MUTATIONS.len() });
+    assert!(testkit::test(&backend, "linear ").iter().any(|o| o.result.is_err()));
+}
+
+#[derive(Debug)]
+struct Mutant {
+    sound: Arc<dyn Backend>,
+    mutation: usize,
+}
+
+impl Mutant {
+    fn is(&self, op: &str, mistake: &str) -> bool {
+        MUTATIONS.get(self.mutation) == Some(&(op, mistake))
+    }
+
+    fn i32s(&self, t: &Tensor, change: impl Fn(usize, i32) -> i32) -> Result<Tensor> {
+        let values: Vec<i32> = self.sound.read_i32(t)?.into_iter().enumerate().map(|(n, v)| change(n, v)).collect();
+        self.sound.tensor_i32(t.shape(), &values)
+    }
+
+    /// `x` with its last `cols` columns zeroed.
+    fn without_columns(&self, x: &Tensor, cols: usize) -> Result<Tensor> {
+        let mut values = self.sound.read_f32(x)?;
+        let width = x.shape()[1];
+        values.chunks_exact_mut(width).for_each(|row| row[width.saturating_sub(cols)..].fill(0.0));
+        self.sound.tensor_f32(x.shape(), &values)
+    }
+}
+
+fn all_but_last(t: &Tensor) -> Tensor {
+    t.narrow(0, 0, t.shape()[0] - 1)
+}
+
+impl Backend for Mutant {
+    fn name(&self) -> &'static str {
+        "mutant"
+    }
+    fn device(&self) -> DeviceInfo {
+        self.sound.device()
+    }
+    fn activation_dtype(&self) -> DType {
+        self.sound.activation_dtype()
+    }
+    fn kv_block_tokens(&self) -> usize {
+        self.sound.kv_block_tokens()
+    }
+    fn max_step_tokens(&self) -> usize {
+        self.sound.max_step_tokens()
+    }
+    fn quantizes_activations(&self) -> bool {
+        self.sound.quantizes_activations()
+    }
+    fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
+        self.sound.alloc(bytes)
+    }
+    fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
+        self.sound.upload(dst, src)
+    }
+    fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
+        self.sound.download(src, dst)
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.sound.synchronize()
+    }
+    fn prepare(&self, weight: Weight) -> Result<PreparedWeight> {
+        self.sound.prepare(weight)
+    }
+
+    fn embed(&self, op: &Embed) -> Result<()> {
+        let scale = if self.is("embed", "scale 1 % too large") { 1.01 * op.scale } else { op.scale };
+        if self.is("embed", "last token left out") {
+            let (ids, out) = (all_but_last(op.ids), all_but_last(op.out));
+            return self.sound.embed(&Embed { ids: &ids, out: &out, ..*op });
+        }
+        self.sound.embed(&Embed { scale, ..*op })
+    }
+
+    fn rms_norm(&self, op: &RmsNorm) -> Result<()> {
+        if self.is("rms_norm", "last token left out") {
+            let (x, out) = (all_but_last(op.x), all_but_last(op.out));
+            return self.sound.rms_norm(&RmsNorm { x: &x, out: &out, ..*op });
+        }
+        let eps = if self.is("rms_norm", "eps ten times too large") { 10.0 * op.eps } else { op.eps };
+        self.sound.rms_norm(&RmsNorm { eps, ..*op })
+    }
+
+    fn add_rms_norm(&self, op: &AddRmsNorm) -> Result<()> {
+        if self.is("add_rms_norm", "residual not written") {
+            let copy = self.sound.tensor_f32(op.residual.shape(), &self.sound.read_f32(op.residual)?)?;
+            return self.sound.add_rms_norm(&AddRmsNorm { residual: &copy, ..*op });
+        }
+        let eps = if self.is("add_rms_norm", "eps ten times too large") { 10.0 * op.eps } else { op.eps };
+        self.sound.add_rms_norm(&AddRmsNorm { eps, ..*op })
+    }
+
+    fn linear(&self, op: &Linear) -> Result<()> {
+        let lost = match () {
+            () if self.is("linear", "last 32 columns left out") => 32,
+            () if self.mutation == MUTATIONS.len() => 1,
+            () => 0,
+        };
+        if lost > 0 {
+            let x = self.without_columns(op.x, lost)?;
+            return self.sound.linear(&Linear { x: &x, ..*op });
+        }
+        if self.is("linear", "last row left out") {
+            let whole = self.sound.zeros(DType::F32, op.out.shape())?;
+            self.sound.linear(&Linear { out: &whole, ..*op })?;
+            return self.sound.upload(op.out, bytemuck::cast_slice(&self.sound.read_f32(&self.without_columns(&whole, 1)?)?));
+        }
+        let bias = op.bias.filter(|_| !self.is("linear", "bias left out"));
+        self.sound.linear(&Linear { bias, ..*op })
+    }
+
+    fn act_mul(&self, op: &ActMul) -> Result<()> {
+        if !self.is("act_mul", "gate and up swapped") {
+            return self.sound.act_mul(op);
+        }
+        let mut values = self.sound.read_f32(op.gate_up)?;
+        let inner = op.out.shape()[1];
+        values.chunks_exact_mut(2 * inner).for_each(|row| row.rotate_left(inner));
+        let swapped = self.sound.tensor_f32(op.gate_up.shape(), &values)?;
+        self.sound.act_mul(&ActMul { gate_up: &swapped, ..*op })
+    }
+
+    fn rope(&self, op: &Rope) -> Result<()> {
+        let later = self.is("rope", "positions one too large");
+        let positions = self.i32s(op.positions, |_, p| p + i32::from(later))?;
+        let layout = match (self.is("rope", "the other layout"), op.layout) {
+            (true, RopeLayout::Halves) | (false, RopeLayout::Pairs) => RopeLayout::Pairs,
+            (true, RopeLayout::Pairs) | (false, RopeLayout::Halves) => RopeLayout::Halves,
+        };
+        self.sound.rope(&Rope { positions: &positions, layout, ..*op })
+    }
+
+    fn kv_write(&self, op: &KvWrite) -> Result<()> {
+        let skip = self.is("kv_write", "first slot skipped");
+        let slots = self.i32s(op.slots, |n, slot| if skip && n == 0 { -1 } else { slot })?;
+        let (k, v) = if self.is("kv_write", "keys and values swapped") { (op.v, op.k) } else { (op.k, op.v) };
+        self.sound.kv_write(&KvWrite { slots: &slots, k, v, ..*op })
+    }
+
+    fn attention(&self, op: &Attention) -> Result<()> {
+        let short = self.is("attention", "contexts one too short");
+        // A context never shrinks below its own queries.
+        let queries = self.sound.read_i32(op.cu_seqlens)?;
+        let lens = self.i32s(op.context_lens, |n, len| len - i32::from(short && len > queries[n + 1] - queries[n]))?;
+        let window = op.window.map(|w| w + usize::from(self.is("attention", "window one too large")));
+        let softcap = op.softcap.filter(|_| !self.is("attention", "soft cap left out"));
+        let sinks = op.sinks.filter(|_| !self.is("attention", "sinks left out"));
+        self.sound.attention(&Attention { context_lens: &lens, window, softcap, sinks, ..*op })
+    }
+
+    fn gather_rows(&self, op: &GatherRows) -> Result<()> {
+        let first = self.is("gather_rows", "first row for all");
+        let rows = self.i32s(op.rows, |_, row| if first { 0 } else { row })?;
+        self.sound.gather_rows(&GatherRows { rows: &rows, ..*op })
+    }
+
+    fn softcap(&self, op: &Softcap) -> Result<()> {
+        let cap = if self.is("softcap", "cap 1 % too large") { 1.01 * op.cap } else { op.cap };
+        self.sound.softcap(&Softcap { cap, ..*op })
+    }
+
+    fn sample(&self, op: &Sample) -> Result<()> {
+        if !self.is("sample", "filters left out") {
+            return self.sound.sample(op);
+        }
+        let mut bytes = vec![0; op.params.bytes()];
+        self.sound.download(op.params, &mut bytes)?;
+        for raw in bytes.chunks_exact_mut(size_of::<SampleParams>()) {
+            let params = SampleParams { top_p: 1.0, top_k: 0, min_p: 0.0, ..bytemuck::pod_read_unaligned(raw) };
+            raw.copy_from_slice(bytemuck::bytes_of(&params));
+        }
+        let params = self.sound.zeros(DType::U8, op.params.shape())?;
+        self.sound.upload(&params, &bytes)?;
+        self.sound.sample(&Sample { params: &params, ..*op })
+    }
+}
