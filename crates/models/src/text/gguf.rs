@@ -6,9 +6,9 @@ use super::pretokenize::PreTokenizer;
 use super::special::Matcher;
 use super::spm::Spm;
 use super::tokenizer::{END_TEXTS, Engine, SpecialIds, Tokenizer};
+use super::vocab::{ByteAlphabet, TokenKind, Vocab, byte_token, unmark_spaces};
 use crate::files::FileError;
 use crate::files::gguf::{Gguf, Metadata, StrArray};
-use super::vocab::{ByteAlphabet, TokenKind, Vocab, byte_token, unmark_spaces};
 
 /// The `tokenizer.*` keys of a GGUF file, unchecked.
 #[derive(Debug, Clone, Default)]
