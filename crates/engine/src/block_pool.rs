@@ -338,5 +338,70 @@ impl BlockPool {
 fn hash(tokens: &[u32]) -> u64 {
     let mut hasher = DefaultHasher::new();
     tokens.hash(&mut hasher);
-    hasher.finish()
+    // The unit tests want collisions.
+    if cfg!(test) { hasher.finish() % 2 } else { hasher.finish() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    proptest! {
+        /// Two hashes for all texts: a block is found for its own text only, behind its own beginning only.
+        #[test]
+        fn collisions_never_give_another_text(texts in vec(vec(0u32..4, 1..9), 1..30), blocks in 6u32..20) {
+            let mut pool = BlockPool::new(blocks, 2, true);
+            // What the device holds: for each block all tokens from the start of the text to its own last one.
+            let mut contents = vec![Vec::new(); blocks as usize];
+            for text in &texts {
+                let mut held = Vec::new();
+                let mut prefix = pool.acquire(text, &mut held);
+                let mut known = 2 * held.len();
+                prop_assert!(known < text.len());
+                if let Some((block, kept)) = pool.take_tail(prefix, &text[known..]) {
+                    held.push(block);
+                    known += kept;
+                    prop_assert!(known < text.len());
+                    prop_assert!(contents[block as usize].starts_with(&text[..known]));
+                }
+                for (index, &block) in held.iter().enumerate() {
+                    let end = known.min(2 * (index + 1));
+                    prop_assert!(contents[block as usize].starts_with(&text[..end]));
+                }
+                while held.len() * 2 < text.len() {
+                    held.push(pool.allocate().unwrap());
+                }
+                for index in known / 2..held.len() {
+                    contents[held[index] as usize] = text[..text.len().min(2 * index + 2)].to_vec();
+                    if let Some(whole) = text.get(2 * index..2 * index + 2) {
+                        prefix = pool.store(held[index], prefix, whole);
+                    }
+                }
+                if text.len() % 2 == 1 {
+                    pool.release_tail(held.pop().unwrap(), prefix, &text[text.len() - 1..]);
+                }
+                held.into_iter().rev().for_each(|block| pool.release(block));
+                prop_assert_eq!(pool.check_integrity(), Ok(()));
+                prop_assert_eq!(pool.available(), blocks as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn tails_behind_one_prefix_are_bounded() {
+        let mut pool = BlockPool::new(200, 4, true);
+        for token in 0..150 {
+            let block = pool.allocate().unwrap();
+            pool.release_tail(block, Prefix::EMPTY, &[token]);
+            pool.check_integrity().unwrap();
+        }
+        assert_eq!(pool.cached(), MAX_TAILS);
+        assert!(pool.take_tail(Prefix::EMPTY, &[85, 0]).is_none());
+        assert!(pool.take_tail(Prefix::EMPTY, &[86, 0]).is_some());
+        pool.clear_cache();
+        assert_eq!((pool.cached(), pool.available()), (0, 199));
+        pool.check_integrity().unwrap();
+    }
 }

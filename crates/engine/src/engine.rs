@@ -20,7 +20,8 @@ use crate::{
     plan::{Plan, RequestId},
     request::Request,
     runner::Runner,
-    scheduler::{Counts, Finished, Limits, Outcome, Scheduler},
+    scheduler::{Counts, Limits, Outcome, Scheduler},
+    sequence::Finished,
 };
 
 /// What a step brought for one request.
@@ -142,8 +143,8 @@ impl Engine {
         Ok(id)
     }
 
-    /// Ends a request and frees its blocks at once, without an event; false when it has ended already.
-    pub fn cancel(&mut self, id: RequestId) -> bool {
+    /// Ends a request and frees its blocks at once, without an event; `None` when it has ended already.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
         self.forget(id);
         self.scheduler.cancel(id)
     }

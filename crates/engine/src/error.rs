@@ -18,6 +18,8 @@ pub enum Error {
     Memory(Box<MemoryPlan>),
     #[error("scoring {tokens} tokens needs {needed} free blocks, but only {available} are free; wait for running requests to end")]
     Busy { tokens: usize, needed: usize, available: usize },
+    #[error("the engine is working for other requests; use `submit` and `step` to add one more")]
+    InUse,
     #[error(transparent)]
     Request(#[from] SubmitError),
 }

@@ -21,6 +21,7 @@ mod runner;
 mod scheduler;
 mod score;
 mod sequence;
+mod stop;
 
 pub use block_pool::{BlockId, BlockPool, Prefix};
 pub use engine::{Engine, Event, Stats, StepStats};
@@ -30,5 +31,6 @@ pub use memory::MemoryPlan;
 pub use options::EngineOptions;
 pub use plan::{Plan, PlannedSequence, RequestId};
 pub use request::{MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_TOKENS, Request, SamplingParams};
-pub use scheduler::{Counts, Finished, Limits, Outcome, Scheduler};
-pub use sequence::{ContextFull, FinishReason, NewSequence};
+pub use scheduler::{Counts, Limits, Outcome, Scheduler};
+pub use sequence::{ContextFull, FinishReason, Finished, NewSequence};
+pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopStrings};

@@ -12,7 +12,7 @@ use crate::{
     block_pool::{BlockId, BlockPool, Prefix},
     error::SubmitError,
     plan::{Plan, PlannedSequence, RequestId, Segment},
-    sequence::{ContextFull, FinishReason, NewSequence, Rank, Sequence},
+    sequence::{ContextFull, FinishReason, Finished, NewSequence, Rank, Sequence},
 };
 
 /// Sizes that do not change while an engine lives.
@@ -37,18 +37,6 @@ pub struct Outcome {
     /// The new token; `None` when it was a stop token
     pub token: Option<u32>,
     pub finished: Option<Finished>,
-}
-
-/// The end of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finished {
-    pub reason: FinishReason,
-    /// The stop token that ended it
-    pub stop_token: Option<u32>,
-    pub prompt_tokens: usize,
-    /// Prompt tokens that came from the prefix cache
-    pub reused_tokens: usize,
-    pub generated_tokens: usize,
 }
 
 /// Counts since the start.
@@ -138,15 +126,13 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Removes a request and frees its blocks at once; false when there is no such request.
-    pub fn cancel(&mut self, id: RequestId) -> bool {
+    /// Removes a request and frees its blocks at once; `None` when there is no such request.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
         if let Some(index) = self.running.iter().position(|s| s.id() == id) {
-            let mut sequence = self.running.remove(index);
-            self.give_back(&mut sequence);
-            return true;
+            return Some(self.finish(index, FinishReason::Cancelled, None));
         }
-        let rank = self.waiting.keys().find(|rank| rank.id == id).copied();
-        rank.and_then(|rank| self.waiting.remove(&rank)).is_some()
+        let rank = self.waiting.keys().find(|rank| rank.id == id).copied()?;
+        Some(self.waiting.remove(&rank)?.finished(FinishReason::Cancelled, None))
     }
 
     /// Decides on the next step. It is empty only when there is nothing to do. [`Scheduler::commit`] or
@@ -368,7 +354,7 @@ impl Scheduler {
     fn finish(&mut self, index: usize, reason: FinishReason, stop_token: Option<u32>) -> Finished {
         let mut s = self.running.remove(index);
         self.give_back(&mut s);
-        Finished { reason, stop_token, prompt_tokens: s.prompt_len, reused_tokens: s.reused.unwrap_or(0), generated_tokens: s.generated }
+        s.finished(reason, stop_token)
     }
 
     /// Returns all blocks of a sequence, last one first, and leaves what they hold in the cache.

@@ -58,6 +58,18 @@ impl FinishReason {
     }
 }
 
+/// The end of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub reason: FinishReason,
+    /// The stop token that ended it
+    pub stop_token: Option<u32>,
+    pub prompt_tokens: usize,
+    /// Prompt tokens that came from the prefix cache
+    pub reused_tokens: usize,
+    pub generated_tokens: usize,
+}
+
 /// Who goes first: lower priority value, then earlier arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rank {
@@ -125,6 +137,16 @@ impl Sequence {
     /// Tokens whose keys and values are missing; at least 1.
     pub fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    pub fn finished(&self, reason: FinishReason, stop_token: Option<u32>) -> Finished {
+        Finished {
+            reason,
+            stop_token,
+            prompt_tokens: self.prompt_len,
+            reused_tokens: self.reused.unwrap_or(0),
+            generated_tokens: self.generated,
+        }
     }
 
     /// Drops the older half of what follows the first `keep` tokens.

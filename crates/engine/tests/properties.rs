@@ -88,6 +88,7 @@ fn world() -> impl Strategy<Value = World> {
 
 fn drive(world: World) -> Result<(), TestCaseError> {
     let max_context = world.options.max_context.unwrap();
+    let max_step_tokens = world.options.max_step_tokens.unwrap();
     let mut engine = engine(world.block_tokens, world.options);
     let mut arrivals = world.arrivals;
     arrivals.sort_by_key(|a| a.step);
@@ -134,12 +135,14 @@ fn drive(world: World) -> Result<(), TestCaseError> {
                 }
             }
         }
+        prop_assert!(engine.stats().last_step.tokens <= max_step_tokens);
         prop_assert_eq!(engine.check_integrity(), Ok(()));
         let due: Vec<_> = live.iter().filter(|(_, (.., cancel))| cancel.is_some_and(|at| at <= step)).map(|(id, _)| *id).collect();
         for id in due {
             let (arrival, tokens, _) = live.remove(&id).unwrap();
-            prop_assert!(engine.cancel(id));
-            prop_assert!(!engine.cancel(id));
+            let finished = engine.cancel(id).unwrap();
+            prop_assert_eq!((finished.reason, finished.generated_tokens), (FinishReason::Cancelled, tokens.len()));
+            prop_assert_eq!(engine.cancel(id), None);
             prop_assert_eq!(engine.check_integrity(), Ok(()));
             prop_assert!(expected(&arrival.request, max_context, &END_TOKENS).0.starts_with(&tokens));
         }

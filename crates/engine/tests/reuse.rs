@@ -136,6 +136,30 @@ fn a_long_prompt_does_not_stop_the_others() {
     assert_eq!(finish(&mut engine, slow).0, expected(&request(&long, 2), 256, &[]).0);
 }
 
+/// Three answers that need 15 blocks each share 20.
+#[test]
+fn who_loses_blocks_goes_on_where_it_was() {
+    let options = EngineOptions { max_context: Some(64), max_seqs: 3, kv_blocks: Some(20), ..EngineOptions::default() };
+    let mut engine = engine(4, options);
+    let requests = [10, 20, 30].map(|token| request(&[token; 9], 50));
+    let ids = requests.clone().map(|r| engine.submit(r).unwrap());
+    let mut answers = [const { Vec::new() }; 3];
+    while engine.has_work() {
+        for event in engine.step().unwrap() {
+            let Event::Token { id, token, .. } = event else { continue };
+            answers[ids.iter().position(|i| *i == id).unwrap()].push(token);
+        }
+        engine.check_integrity().unwrap();
+    }
+    for (request, answer) in requests.iter().zip(&answers) {
+        assert_eq!(*answer, expected(request, 64, &[]).0);
+    }
+    let counts = engine.stats().counts;
+    assert!(counts.preemptions > 0);
+    // 58 tokens each and what was computed again; without limits a sequence would lose its work at every step.
+    assert!(counts.computed_tokens < 3 * 58 + 150, "{counts:?}");
+}
+
 #[test]
 fn priorities_come_before_arrival() {
     let mut engine = one_user();
