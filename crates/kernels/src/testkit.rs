@@ -61,6 +61,7 @@ pub struct Case {
     pub op: &'static str,
     pub name: String,
     tolerance: Tolerance,
+    perf_only: bool,
     build: Build,
 }
 
@@ -68,7 +69,14 @@ type Build = Box<dyn Fn(&mut Inputs) -> Result<Launch>>;
 
 impl Case {
     pub fn new(op: &'static str, name: String, tolerance: Tolerance, build: impl Fn(&mut Inputs) -> Result<Launch> + 'static) -> Self {
-        Self { op, name, tolerance, build: Box::new(build) }
+        Self { op, name, tolerance, perf_only: false, build: Box::new(build) }
+    }
+
+    /// A case of real size, which [`perf`] runs but [`test`] does not: the reference would take too long.
+    #[must_use]
+    pub fn perf_only(mut self) -> Self {
+        self.perf_only = true;
+        self
     }
 
     fn build(&self, backend: &Arc<dyn Backend>, activations: DType) -> Result<Launch> {
@@ -216,6 +224,7 @@ pub struct Outcome {
 /// Runs every case whose `op name` contains `filter` and compares with the reference.
 pub fn test(backend: &Arc<dyn Backend>, filter: &str) -> Vec<Outcome> {
     selected(filter)
+        .filter(|case| !case.perf_only)
         .map(|case| {
             let result = compare(&case, backend);
             Outcome { op: case.op, name: case.name, result }

@@ -133,32 +133,52 @@ pub(super) fn cases() -> Vec<Case> {
         softcap: None,
         sinks: false,
     };
-    let mixed = vec![(1, 37), (20, 20), (1, 1), (5, 61), (33, 100)];
+    let mixed = || vec![(1, 37), (20, 20), (1, 1), (5, 61), (33, 100)];
     let mut setups = vec![base.clone()];
     for cache in [DType::F32, DType::F16, DType::BF16] {
-        setups.push(Setup { seqs: mixed.clone(), cache, ..base.clone() });
+        setups.push(Setup { seqs: mixed(), cache, ..base.clone() });
         setups.push(Setup { seqs: vec![(1, 517)], heads: 9, kv_heads: 3, cache, ..base.clone() });
     }
     for (heads, kv_heads, head_dim, block_tokens) in
         [(1, 1, 10, 4), (14, 2, 64, 32), (4, 1, 256, 32), (8, 8, 80, 16), (6, 2, 96, 64), (8, 2, 128, 32)]
     {
-        setups.push(Setup { seqs: mixed.clone(), heads, kv_heads, head_dim, block_tokens, ..base.clone() });
+        setups.push(Setup { seqs: mixed(), heads, kv_heads, head_dim, block_tokens, ..base.clone() });
     }
     for window in [1, 7, 16, 1000] {
-        setups.push(Setup { seqs: mixed.clone(), window: Some(window), ..base.clone() });
+        setups.push(Setup { seqs: mixed(), window: Some(window), ..base.clone() });
     }
-    setups.push(Setup { seqs: mixed.clone(), softcap: Some(5.0), ..base.clone() });
-    setups.push(Setup { seqs: mixed.clone(), sinks: true, ..base.clone() });
-    setups.push(Setup { seqs: mixed, window: Some(9), softcap: Some(5.0), sinks: true, ..base.clone() });
-    setups.push(Setup { seqs: vec![(150, 150)], heads: 2, kv_heads: 1, head_dim: 32, ..base });
+    setups.push(Setup { seqs: mixed(), softcap: Some(5.0), ..base.clone() });
+    setups.push(Setup { seqs: mixed(), sinks: true, ..base.clone() });
+    setups.push(Setup { seqs: mixed(), window: Some(9), softcap: Some(5.0), sinks: true, ..base.clone() });
+    setups.push(Setup { seqs: vec![(150, 150)], heads: 2, kv_heads: 1, head_dim: 32, ..base.clone() });
+    // Long contexts, where kernels split the keys: alone, beside short ones, with a window and with sinks.
+    setups.push(Setup { seqs: vec![(1, 2100), (1, 513), (1, 3)], ..base.clone() });
+    setups.push(Setup { seqs: vec![(1, 3000)], window: Some(700), sinks: true, ..base.clone() });
+    setups.push(Setup { seqs: vec![(1, 1500), (40, 1400)], block_tokens: 32, softcap: Some(5.0), cache: DType::BF16, ..base.clone() });
+    // Long prefill over a cached prefix, whole and through a window.
+    setups.push(Setup { seqs: vec![(1000, 1200)], heads: 2, kv_heads: 1, head_dim: 32, ..base.clone() });
+    setups.push(Setup { seqs: vec![(300, 700)], heads: 3, kv_heads: 1, head_dim: 32, window: Some(100), ..base.clone() });
+    // Heads that are no multiple of a vector, and more query heads per KV head than tokens.
+    setups.push(Setup { seqs: mixed(), head_dim: 72, ..base.clone() });
+    setups.push(Setup { seqs: vec![(1, 600)], head_dim: 72, cache: DType::BF16, ..base.clone() });
+    setups.push(Setup { seqs: vec![(1, 700), (2, 30)], heads: 20, kv_heads: 1, ..base.clone() });
+    let tested = setups.len();
+    // SmolLM2 135M and Qwen2.5 1.5B at depth.
+    for (heads, kv_heads, head_dim) in [(9, 3, 64), (12, 2, 128)] {
+        for rows in [1, 512, 4096] {
+            setups.push(Setup { seqs: vec![(rows, 4096)], heads, kv_heads, head_dim, block_tokens: 32, ..base.clone() });
+        }
+    }
     setups
         .into_iter()
-        .map(|s| {
+        .enumerate()
+        .map(|(n, s)| {
             let name = format!(
                 "seqs={:?} heads={}/{} head_dim={} block={} cache={} window={:?} softcap={:?} sinks={}",
                 s.seqs, s.heads, s.kv_heads, s.head_dim, s.block_tokens, s.cache, s.window, s.softcap, s.sinks
             );
-            Case::new("attention", name, Tolerance::ATTENTION, move |i| build(i, &s))
+            let case = Case::new("attention", name, Tolerance::ATTENTION, move |i| build(i, &s));
+            if n < tested { case } else { case.perf_only() }
         })
         .collect()
 }

@@ -22,7 +22,7 @@ pub use kv_write::KvWrite;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use rope::{Rope, RopeLayout};
-pub use sample::{Sample, SampleParams, philox, token_noise};
+pub use sample::{Sample, SampleParams, gumbel, philox, token_noise};
 pub use softcap::Softcap;
 
 use crate::testkit::Case;

@@ -155,11 +155,15 @@ fn draw(logits: &[f64], p: &SampleParams) -> usize {
     argmax(&|i| if keep[i] { scaled[i] + f64::from(token_noise(p.seed, p.position, i as u32)) } else { f64::NEG_INFINITY })
 }
 
-/// Gumbel noise of one candidate: `−ln(−ln u)` with `u` in (0, 1) from [`philox`].
+/// Gumbel noise of one candidate: [`gumbel`] of its bits from [`philox`].
 pub fn token_noise(seed: u64, position: u32, token: u32) -> f32 {
-    let bits = philox([token, position, 0, 0], [seed as u32, (seed >> 32) as u32])[0];
-    // 24 bits, centred in their interval: never 0, never 1.
-    let u = ((bits >> 8) as f32 + 0.5) * (1.0 / 16_777_216.0);
+    gumbel(philox([token, position, 0, 0], [seed as u32, (seed >> 32) as u32])[0])
+}
+
+/// `−ln(−ln u)` with `u` in (0, 1) from the upper 23 bits: −2.9 to 16.7, rising with the bits.
+pub fn gumbel(bits: u32) -> f32 {
+    // Centred in its interval, `u` has 24 bits: with one more it would round to 1 once in 2²⁴ and its noise be infinite.
+    let u = ((bits >> 9) as f32 + 0.5) * (1.0 / 8_388_608.0);
     -(-u.ln()).ln()
 }
 
@@ -185,6 +189,10 @@ pub(super) fn cases() -> Vec<Case> {
         ("top_k=40", SampleParams { top_k: 40, ..drawn }),
         ("top_k above vocab", SampleParams { top_k: 1 << 20, ..drawn }),
         ("top_p=0.9", SampleParams { top_p: 0.9, ..drawn }),
+        ("top_p=0.999", SampleParams { top_p: 0.999, ..drawn }),
+        ("top_p=0.5 high temperature", SampleParams { top_p: 0.5, temperature: 5.0, ..drawn }),
+        ("top_k=2000", SampleParams { top_k: 2000, ..drawn }),
+        ("min_p above 1", SampleParams { min_p: 1.5, ..drawn }),
         ("top_p=0", SampleParams { top_p: 0.0, ..drawn }),
         ("min_p=0.1", SampleParams { min_p: 0.1, ..drawn }),
         ("all filters", SampleParams { top_k: 100, top_p: 0.95, min_p: 0.02, temperature: 1.3, ..drawn }),
@@ -195,10 +203,10 @@ pub(super) fn cases() -> Vec<Case> {
         ("penalties", SampleParams { repetition_penalty: 1.2, presence_penalty: 0.5, frequency_penalty: 0.3, counts_row: 0, ..drawn }),
     ]
     .into_iter()
-    .flat_map(|(name, params)| [33, 5000].map(|vocab| (name, params, vocab)))
+    .flat_map(|(name, params)| [33, 5000, 40_003, 262_144].map(|vocab| (name, params, vocab)))
     .map(|(name, params, vocab)| {
-        Case::new("sample", format!("{name} vocab={vocab}"), Tolerance::EXACT, move |i| {
-            let seqs = 7;
+        let case = Case::new("sample", format!("{name} vocab={vocab}"), Tolerance::EXACT, move |i| {
+            let seqs = if vocab > 100_000 { 1 } else { 7 };
             let b = i.backend();
             let logits = i.normal_f32_scaled(&[seqs, vocab], 3.0)?;
             let rows: Vec<SampleParams> = (0..seqs as u32)
@@ -222,8 +230,10 @@ pub(super) fn cases() -> Vec<Case> {
             let (c, o) = (counts.clone(), out.clone());
             Ok(Launch::new(move || b.sample(&Sample { logits: &logits, params: &params, counts: Some(&c), out: &o }))
                 .output("out", &out)
-                .output("counts", &counts))
-        })
+                .output("counts", &counts)
+                .bytes(4 * seqs * vocab))
+        });
+        if vocab > 100_000 { case.perf_only() } else { case }
     })
     .collect()
 }
@@ -237,6 +247,11 @@ mod tests {
     fn philox_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn noise_is_finite_at_both_ends() {
+        assert!((-2.9..-2.8).contains(&gumbel(0)) && (16.6..16.7).contains(&gumbel(u32::MAX)));
     }
 
     #[test]
