@@ -26,7 +26,11 @@ pub(super) fn draw_sorted(scaled: &[f64], order: &mut Vec<u32>, p: &SampleParams
     let max = logit(order[0]);
     let total: f64 = order.iter().map(|&t| (logit(t) - max).exp()).sum();
     let (mut reached, mut kept) = (0.0, 0);
-    while kept < order.len() && (kept == 0 || !(reached >= f64::from(p.top_p) * total)) {
+    while kept < order.len() {
+        let enough = reached >= f64::from(p.top_p) * total;
+        if enough && kept > 0 {
+            break;
+        }
         reached += (logit(order[kept]) - max).exp();
         kept += 1;
     }

@@ -4,6 +4,9 @@
 //! 16.7, so most tokens are out before their noise is known. Top-k selects among the maxima of 64 tokens each; top-p sums
 //! probabilities into bins of equal logit and sorts only the bin where the sum crosses. What lies too close to call, or
 //! holds a NaN, is decided by the definition itself.
+//!
+//! One row of 262144 tokens on one core of an AMD EPYC Zen 4, busy machine (2026-11-23, `cargo run --release -p ferrum-cpu
+//! --example perf -- sample 1`): greedy 11 µs, top-k 40 0.19 ms, temperature alone 1.5 ms, top-p 0.9 alone 4.0 ms.
 
 mod exact;
 mod noise;
@@ -107,7 +110,7 @@ unsafe fn draw(level: Simd, logits: &[f32], counts: Option<&[i32]>, p: &SamplePa
         return exact::draw(s, p);
     }
     // The likeliest token has probability 1 relative to itself, so only a bound above 1 (or NaN) drops everything.
-    if !(p.min_p <= 1.0) {
+    if p.min_p > 1.0 || p.min_p.is_nan() {
         return 0;
     }
     if p.top_k > 0 && (p.top_k as usize) < s.scaled.len() {
@@ -133,27 +136,30 @@ unsafe fn draw(level: Simd, logits: &[f32], counts: Option<&[i32]>, p: &SamplePa
 /// The kept token with the largest logit plus noise.
 unsafe fn draw_kept(level: Simd, s: &Scratch, p: &SampleParams, cut: Option<Cut>, max: f64) -> usize {
     let (seed, position, min_p) = (p.seed, p.position, f64::from(p.min_p));
-    let (mut best, mut score) = (0, f64::NEG_INFINITY);
+    let noise = |token: u32| f64::from(token_noise(seed, position, token));
+    // The likeliest token is always kept, and its score rules most others out.
+    let mut best = s.scaled.iter().position(|&v| v == max).unwrap_or(0) as u32;
+    let mut score = max + noise(best);
     let (mut random, bounds) = ([0; CHUNK], &*NOISE_BOUNDS);
     for (chunk, (scaled, &chunk_max)) in s.scaled.chunks(CHUNK).zip(&s.maxima).enumerate() {
-        if chunk_max + MAX_NOISE < score {
+        if chunk_max + MAX_NOISE < score || cut.is_some_and(|c| chunk_max < c.logit) {
             continue;
         }
         let (first, out) = ((chunk * CHUNK) as u32, &mut random);
         // SAFETY: promised by the caller.
         unsafe { at_level!(level, philox_chunk(seed: u64, position: u32, first: u32, out: &mut [u32; CHUNK])) };
         for ((token, &logit), bits) in (first..).zip(scaled).zip(random) {
-            if logit + f64::from(bounds[(bits >> 24) as usize]) <= score {
+            if logit + f64::from(bounds[(bits >> 24) as usize]) < score || cut.is_some_and(|c| !c.keeps(logit, token)) {
                 continue;
             }
-            let kept = cut.is_none_or(|c| c.keeps(logit, token)) && (logit - max).exp() >= min_p;
-            let with_noise = logit + f64::from(token_noise(seed, position, token));
-            if kept && with_noise > score {
-                (best, score) = (token as usize, with_noise);
+            let with_noise = logit + noise(token);
+            let better = with_noise > score || with_noise == score && token < best;
+            if better && (logit - max).exp() >= min_p {
+                (best, score) = (token, with_noise);
             }
         }
     }
-    best
+    best as usize
 }
 
 fn penalize(logit: f64, count: i32, p: &SampleParams) -> f64 {
