@@ -58,18 +58,6 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Calls `task(part, parts)` once for each part, `parts` being the number of workers, and returns when all are done.
-    ///
-    /// A part is not tied to a thread: parts must not wait for each other.
-    ///
-    /// # Panics
-    /// With the panic of a part.
-    #[allow(dead_code)]
-    pub fn run(&self, task: &(dyn Fn(usize, usize) + Sync)) {
-        let parts = self.workers();
-        self.chunks(parts, 1, &|_, part| task(part.start, parts));
-    }
-
     /// Splits `0..total` into ranges of `chunk` (the last may be shorter), calls `task(worker, range)` for each on
     /// whichever worker is free, and returns when all are done. No two calls with the same `worker` run at the same time.
     ///
@@ -271,9 +259,8 @@ mod tests {
         let pool = Pool::new(4).unwrap();
         let sum = AtomicUsize::new(0);
         for n in 0..20_000 {
-            pool.run(&|part, parts| {
-                assert_eq!(parts, 4);
-                sum.fetch_add(part, Ordering::Relaxed);
+            pool.chunks(4, 1, &|_, part| {
+                sum.fetch_add(part.start, Ordering::Relaxed);
             });
             assert_eq!(sum.load(Ordering::Relaxed), 6 * (n + 1));
         }
@@ -285,7 +272,7 @@ mod tests {
         for _ in 0..5 {
             thread::sleep(4 * SPIN);
             let hits = AtomicUsize::new(0);
-            pool.run(&|_, _| {
+            pool.chunks(2, 1, &|_, _| {
                 hits.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(hits.into_inner(), 2);
@@ -296,10 +283,10 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(3).unwrap();
         for bad in 0..3 {
-            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|part, _| assert_ne!(part, bad, "planned"))));
+            let caught = catch_unwind(AssertUnwindSafe(|| pool.chunks(3, 1, &|_, part| assert_ne!(part.start, bad, "planned"))));
             assert!(caught.unwrap_err().downcast_ref::<String>().unwrap().contains("planned"));
             let hits = AtomicUsize::new(0);
-            pool.run(&|_, _| {
+            pool.chunks(3, 1, &|_, _| {
                 hits.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(hits.into_inner(), 3);

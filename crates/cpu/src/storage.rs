@@ -134,7 +134,6 @@ impl<T: Element, const R: usize> View<T, R> {
     }
 
     /// Elements from one index of `axis` to the next.
-    #[allow(dead_code)]
     pub fn stride(&self, axis: usize) -> usize {
         self.strides[axis]
     }

@@ -1,5 +1,6 @@
 //! `out = x · wᵀ + bias` over packed weights, which are read where they lie: in the file's mapping.
 
+#[cfg(target_arch = "x86_64")]
 mod activations;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -93,6 +94,8 @@ impl Scratch {
         if how.int8 {
             self.activations.reserve(tokens, cols);
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (tokens, how.int8);
         if how.simd == Simd::Portable {
             self.rows.iter_mut().filter(|row| row.len() < cols).for_each(|row| row.resize(cols, 0.0));
         }
@@ -135,22 +138,15 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     // SAFETY: there are rows, so the bias has an element 0; nobody writes it during this operation.
     let bias = bias.map(|b| unsafe { b.row([0]) });
     scratch.reserve(how, x.shape[0], weight.cols);
-    let jobs = weight.parts.iter().filter(|p| p.rows > 0).map(|part| Job { part, cols: weight.cols, x, bias, out });
+    let job = |part| Job { part, cols: weight.cols, x, bias, out };
     #[cfg(target_arch = "x86_64")]
-    let mut quantized = None;
-    for job in jobs {
-        #[cfg(target_arch = "x86_64")]
-        if how.simd != Simd::Portable {
-            if how.int8 && job.part.dtype.is_block() {
-                let acts = quantized.get_or_insert_with(|| quantize(pool, &mut scratch.activations, x));
-                x86::run(how.simd, pool, &mut scratch.tiles, acts, &job);
-            } else {
-                x86::run_float(how.simd, pool, &mut scratch.tiles, &job);
-            }
-            continue;
-        }
-        portable::run(pool, &mut scratch.rows, &job);
+    if how.simd != Simd::Portable {
+        let packed = how.int8 && weight.parts.iter().any(|p| p.dtype.is_block());
+        let acts = packed.then(|| quantize(pool, &mut scratch.activations, x));
+        x86::run(how.simd, pool, &mut scratch.tiles, acts.as_ref(), weight, &job);
+        return Ok(());
     }
+    weight.parts.iter().for_each(|part| portable::run(pool, &mut scratch.rows, &job(part)));
     Ok(())
 }
 

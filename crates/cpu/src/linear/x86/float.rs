@@ -3,6 +3,8 @@
 //! Few tokens: dot products of rows, converted eight elements at a time as they are read; bound by reading the weights.
 //! Many tokens, and packed weights always: tiles of `2 · N` rows by [`TILE_COLS`] columns, unpacked so that vector `k`
 //! holds column `k` of `N` rows, multiplied with up to six tokens at a time; bound by the multipliers.
+//!
+//! Measured as in `tile.rs`, AVX-512 level: one token 17.5 GB/s (F32), 16.6 (F16), 17.0 (BF16); 512 tokens 87 GOP/s.
 
 use std::{arch::x86_64::*, ops::Range};
 

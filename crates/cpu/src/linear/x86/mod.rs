@@ -24,7 +24,7 @@ use self::{
     lanes::{Eight, EightVnni, Sixteen},
     tile::{Place, TileKernels, batch, tile_rows},
 };
-use super::{Job, activations::ActivationRows};
+use super::{CpuWeight, Job, Part, activations::ActivationRows};
 use crate::{features::Simd, pool::Pool};
 
 pub(super) use self::tile::Tile;
@@ -32,53 +32,69 @@ pub(super) use self::tile::Tile;
 /// From this many tokens on, unpacking a tile costs less than unpacking rows for every four tokens.
 const TILED_TOKENS: usize = 5;
 
-/// Computes one packed part for all tokens in integers. `acts` holds the quantised `job.x`; `tiles` has one tile per worker.
-pub(super) fn run(simd: Simd, pool: &Pool, tiles: &mut [Tile], acts: &ActivationRows, job: &Job) {
-    let kernels = Kernels::of(simd, job.part.dtype);
-    let rows = job.part.rows;
-    if job.x.shape[0] < TILED_TOKENS {
-        let chunk = rows_per_chunk(pool, job);
-        // SAFETY: `Kernels::of` took kernels of this dtype and of a level that `CpuBackend::new` found on this processor;
-        // chunks are disjoint ranges of the rows of the part.
-        pool.chunks(rows, chunk, &|_, rows| unsafe { (kernels.dot)(job, acts, rows) });
-    } else {
-        let tiles = Tiles(tiles.as_mut_ptr());
-        // SAFETY: as above; each worker has its own tile.
-        pool.chunks(rows.div_ceil(kernels.tile.rows), 1, &|worker, range| unsafe {
-            tile::chunk(kernels.tile, job, acts, range, &mut *tiles.of(worker));
+/// Computes all parts of a weight for all tokens. Packed parts are multiplied in integers when there are `acts`, the
+/// quantised tokens; `tiles` has one tile per worker; `job` names the rest.
+pub(super) fn run<'a>(
+    simd: Simd,
+    pool: &Pool,
+    tiles: &mut [Tile],
+    acts: Option<&ActivationRows>,
+    weight: &'a CpuWeight,
+    job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
+) {
+    let integers = |part: &Part| acts.filter(|_| part.dtype.is_block());
+    let all_by_dots = weight.parts.iter().all(|p| p.dtype.is_float() || acts.is_some());
+    if all_by_dots && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
+        // One launch for all parts, in chunks small enough to share out evenly and large enough to stream.
+        let row_bytes = weight.parts.iter().map(|p| p.row_bytes).max().unwrap_or(1).max(1);
+        let chunk = weight.rows.div_ceil(8 * pool.workers()).max(16 * 1024 / row_bytes).next_multiple_of(4);
+        pool.chunks(weight.rows, chunk, &|_, range| {
+            for part in &weight.parts {
+                let end = range.end.min(part.first_row + part.rows);
+                let rows = range.start.saturating_sub(part.first_row)..end.saturating_sub(part.first_row);
+                if rows.is_empty() {
+                    continue;
+                }
+                // SAFETY: `CpuBackend::new` found this level on this processor, and all of them include AVX2, FMA and F16C;
+                // the kernel is for the part's dtype; chunks are disjoint ranges of rows.
+                match integers(part) {
+                    Some(acts) => unsafe { (Kernels::of(simd, part.dtype).dot)(&job(part), acts, rows) },
+                    None => unsafe { float_dots(part.dtype)(&job(part), rows) },
+                }
+            }
         });
+        return;
+    }
+    let memory = Tiles(tiles.as_mut_ptr());
+    for part in &weight.parts {
+        let job = job(part);
+        if let Some(acts) = integers(part) {
+            let kernels = Kernels::of(simd, part.dtype).tile;
+            // SAFETY: as above; each worker has its own tile.
+            pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
+                tile::chunk(kernels, &job, acts, range, &mut *memory.of(worker));
+            });
+        } else {
+            let kernels = match simd {
+                Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: tile_rows::<Sixteen>() },
+                _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: tile_rows::<Eight>() },
+            };
+            // SAFETY: as above.
+            pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
+                float::tiles(kernels, &job, range, &mut *memory.of(worker));
+            });
+        }
     }
 }
 
-/// Computes one part for all tokens in F32. `tiles` has one tile per worker.
-pub(super) fn run_float(simd: Simd, pool: &Pool, tiles: &mut [Tile], job: &Job) {
-    let rows = job.part.rows;
-    let dot: Option<unsafe fn(&Job, Range<usize>)> = match job.part.dtype {
-        DType::F32 => Some(float_dot::<float::F32>),
-        DType::F16 => Some(float_dot::<float::F16>),
-        DType::BF16 => Some(float_dot::<float::Bf16>),
-        _ => None,
-    };
-    if let Some(dot) = dot.filter(|_| job.x.shape[0] < TILED_TOKENS) {
-        let chunk = rows_per_chunk(pool, job);
-        // SAFETY: every level but the portable one includes AVX2, FMA and F16C; chunks are disjoint ranges of the rows.
-        pool.chunks(rows, chunk, &|_, rows| unsafe { dot(job, rows) });
-    } else {
-        let kernels = match simd {
-            Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: tile_rows::<Sixteen>() },
-            _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: tile_rows::<Eight>() },
-        };
-        let tiles = Tiles(tiles.as_mut_ptr());
-        // SAFETY: as above; each worker has its own tile.
-        pool.chunks(rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
-            float::tiles(kernels, job, range, &mut *tiles.of(worker));
-        });
+/// The dot products of a float dtype.
+fn float_dots(dtype: DType) -> unsafe fn(&Job, Range<usize>) {
+    match dtype {
+        DType::F32 => float_dot::<float::F32>,
+        DType::F16 => float_dot::<float::F16>,
+        DType::BF16 => float_dot::<float::Bf16>,
+        packed => unreachable!("{packed} is multiplied in integers or in tiles"),
     }
-}
-
-/// Rows handed out at a time for dot products: few enough to share out evenly, enough to stream.
-fn rows_per_chunk(pool: &Pool, job: &Job) -> usize {
-    job.part.rows.div_ceil(8 * pool.workers()).max(16 * 1024 / job.part.row_bytes.max(1)).next_multiple_of(4)
 }
 
 struct Tiles(*mut Tile);
