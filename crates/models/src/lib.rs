@@ -20,4 +20,4 @@ pub mod text;
 
 pub use error::{Error, Result};
 pub use load::{Checkpoint, Inspection, TensorSummary, load_dummy, read_json};
-pub use model::{Batch, KvCache, Model, ModelInfo, Scratch, Step};
+pub use model::{Batch, KvCache, Model, ModelInfo, Scratch, Step, Tap};

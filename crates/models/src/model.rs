@@ -153,8 +153,11 @@ pub struct Step<'a> {
     pub kv: &'a KvCache,
     pub scratch: &'a Scratch,
     /// Sees intermediate tensors by name (`embed`, `layers.0`, …): for comparing with a reference layer by layer.
-    pub tap: Option<&'a mut dyn FnMut(&str, &Tensor)>,
+    pub tap: Option<Tap<'a>>,
 }
+
+/// Called with name and value of an intermediate tensor.
+pub type Tap<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
 impl Step<'_> {
     /// The first rows of a scratch buffer: as many as this step has tokens.

@@ -79,7 +79,14 @@ fn logprobs(logits: &[f32]) -> Vec<f64> {
 }
 
 /// Follows `expected` while its gap is at least `gap`; the first step that differs, if any does.
-fn first_difference(session: &mut Session, mut logits: Vec<f32>, expected: &[u32], gaps: &[f64], gap: f64, stop_at_tie: bool) -> Option<usize> {
+fn first_difference(
+    session: &mut Session,
+    mut logits: Vec<f32>,
+    expected: &[u32],
+    gaps: &[f64],
+    gap: f64,
+    stop_at_tie: bool,
+) -> Option<usize> {
     for (step, (&want, &margin)) in expected.iter().zip(gaps).enumerate() {
         if margin < gap && stop_at_tie {
             return None;
@@ -114,7 +121,11 @@ fn default_precision_agrees_with_llama_cpp() {
             let different = first_difference(&mut session, logits, &p.tokens, &p.gaps, 0.3, true);
             assert_eq!(different, None, "{name}, prompt {n}: step differs from llama.cpp although its gap is 0.3 or more");
         }
-        eprintln!("{name}: mean distance to F32 {:.4}, llama.cpp {:.4}", ours / 10.0 / prompts.len() as f64, theirs / 10.0 / prompts.len() as f64);
+        eprintln!(
+            "{name}: mean distance to F32 {:.4}, llama.cpp {:.4}",
+            ours / 10.0 / prompts.len() as f64,
+            theirs / 10.0 / prompts.len() as f64
+        );
         further.extend((ours >= theirs).then(|| format!("{name}: {ours:.3} from the F32 reference, llama.cpp is {theirs:.3}")));
     }
     assert!(further.is_empty(), "{further:?}");
@@ -130,7 +141,11 @@ fn f32_precision_agrees_with_the_f32_reference() {
             let logits = session.last(&p.ids);
             let got = logprobs(&logits);
             for &(id, want) in &p.f32_top10 {
-                assert!((got[id] - want).abs() < 0.01, "{name}, prompt {n}: log-probability of {id} is {}, the reference has {want}", got[id]);
+                assert!(
+                    (got[id] - want).abs() < 0.01,
+                    "{name}, prompt {n}: log-probability of {id} is {}, the reference has {want}",
+                    got[id]
+                );
             }
             let different = first_difference(&mut session, logits, &p.f32_tokens, &p.f32_gaps, 0.01, false);
             assert_eq!(different, None, "{name}, prompt {n}: step differs from the F32 reference although its gap is 0.01 or more");

@@ -72,7 +72,7 @@ pub fn support_table() -> String {
 
 fn find(what: &'static str, name: &str, names: fn(&Family) -> &'static [&'static str]) -> Result<&'static Family> {
     FAMILIES.iter().find(|f| names(f).contains(&name)).ok_or_else(|| {
-        let known = FAMILIES.iter().flat_map(|f| names(f)).copied().collect::<Vec<_>>().join(", ");
+        let known = FAMILIES.iter().flat_map(names).copied().collect::<Vec<_>>().join(", ");
         Error::UnknownArchitecture { what, name: name.to_owned(), known }
     })
 }

@@ -36,7 +36,7 @@ impl Session {
     }
 
     /// Appends tokens; the logits of those from `first_row` on, and what the tap saw.
-    pub fn step(&mut self, tokens: &[u32], first_row: usize) -> (Vec<Vec<f32>>, Vec<(String, Vec<f32>)>) {
+    pub fn step(&mut self, tokens: &[u32], first_row: usize) -> (Vec<Vec<f32>>, Vec<Tapped>) {
         let (start, count) = (self.length, tokens.len());
         self.length += count;
         let ints = |values: Vec<i32>| self.backend.tensor_i32(&[values.len()], &values).unwrap();
@@ -62,6 +62,9 @@ impl Session {
         (logits.chunks(self.model.info().vocab).map(<[f32]>::to_vec).collect(), seen)
     }
 }
+
+/// Name and values of an intermediate tensor.
+pub type Tapped = (String, Vec<f32>);
 
 pub fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32
