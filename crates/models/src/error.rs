@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::files::FileError;
+use crate::{files::FileError, text::TextError};
 
 /// The result of loading and running models.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -11,6 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Text(#[from] TextError),
     #[error(transparent)]
     Kernel(#[from] ferrum_kernels::Error),
     #[error("{}: {source}", path.display())]

@@ -13,6 +13,7 @@ mod gguf_names;
 pub mod hub;
 pub mod layers;
 mod load;
+mod load_text;
 pub mod loader;
 mod model;
 pub mod rope;

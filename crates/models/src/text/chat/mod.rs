@@ -11,6 +11,7 @@ use super::error::{Result, TextError, cap};
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, syntax::SyntaxConfig};
 use serde_json::Value as Json;
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -111,7 +112,8 @@ impl ChatTemplate {
             context.push(("strftime_now".into(), functions::strftime_now(now_s)));
             let mut output = Limited(Vec::new());
             let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
-            let context: Value = context.into_iter().collect();
+            // A `Value` collected from pairs would be a list of pairs.
+            let context: BTreeMap<String, Value> = context.into_iter().collect();
             template.render_captured_to(context, &mut output).map_err(|error| describe(&error))?;
             String::from_utf8(output.0).map_err(|error| TextError::Template { problem: error.to_string() })
         })
