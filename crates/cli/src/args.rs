@@ -1,0 +1,327 @@
+//! Every flag. The texts here are also the man page and the shell completions.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use ferrum_kernels::DType;
+
+/// Runs language models on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "ferrum", version, about, max_term_width = 100, infer_subcommands = false)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer a prompt, or chat when there is none and this is a terminal
+    Run(RunArgs),
+    /// Download a model
+    Pull(PullArgs),
+    /// List the models on this machine and the known aliases
+    List(ListArgs),
+    /// Show what a model is: metadata, tensors by type, template, parameters, bytes
+    Show(ShowArgs),
+    /// Show how much memory a model will take, before it is loaded
+    Plan(PlanArgs),
+    /// Measure prompt and generation speed
+    Bench(BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Show what this machine offers: processor, memory, folders, backends
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page
+    Man(ManArgs),
+}
+
+/// Where models are found.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Models")]
+pub struct HubArgs {
+    /// Never touch the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Folder of downloaded models [default: ferrum/models in the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+}
+
+/// How a model is computed.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Threads of the CPU backend [default: one per core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+    /// Activations of matrix products: what is fastest, or F32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto)]
+    pub precision: PrecisionArg,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t = KvTypeArg::F16)]
+    pub kv_type: KvTypeArg,
+}
+
+/// How long a context may be.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Engine")]
+pub struct ContextArgs {
+    /// Tokens of prompt and answer together [default: the model's maximum, at most 4096]
+    #[arg(short, long, value_name = "N")]
+    pub ctx: Option<usize>,
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Sampling (defaults: generation_config.json of the model, else those shown)")]
+pub struct SamplingArgs {
+    /// 0: always the likeliest token [else: 0.7]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// Draw among this many likeliest tokens; 0: all [else: 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: Option<i64>,
+    /// Draw among the fewest tokens whose probabilities reach this; 1: all [else: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Draw among tokens at least this fraction as likely as the likeliest; 0: all [else: 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f64>,
+    /// Divides the logits of tokens that occurred; 1: off [else: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f64>,
+    /// Subtracted from the logits of tokens that were generated; 0: off [else: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f64>,
+    /// Subtracted for every time a token was generated; 0: off [else: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f64>,
+    /// The same seed gives the same answer [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// Alias (see `ferrum list`), Hugging Face id (org/name or org/name:Q4_K_M), .gguf file, or folder with config.json and
+    /// safetensors
+    pub model: String,
+    /// The prompt; several words are joined by spaces. `-`, or nothing and no terminal: standard input
+    pub prompt: Vec<String>,
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens to generate at most [default: until the model ends its answer or the context is full]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<u64>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// No chat template: continue the prompt as plain text and print only the continuation
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// When the context is full, drop the older half of it and go on
+    #[arg(long)]
+    pub context_shift: bool,
+    /// Go on behind the model's own end of the answer
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Print one JSON object: text, prompt_tokens, tokens, finish_reason, timings (`load_s` and `ttft_s` count from the start of
+    /// the program)
+    #[arg(long)]
+    pub json: bool,
+    /// Log-probability of each token with the N likeliest, as `logprobs` in the JSON object
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
+    /// Print tokens per second on standard error
+    #[arg(long)]
+    pub stats: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PullArgs {
+    /// Alias or Hugging Face id (org/name or org/name:Q4_K_M)
+    pub model: String,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ShowArgs {
+    /// Alias, Hugging Face id, .gguf file or folder
+    pub model: String,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    /// Alias, Hugging Face id, .gguf file or folder
+    pub model: String,
+    /// Sequences computed at the same time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sequences: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    /// Alias, Hugging Face id, .gguf file or folder
+    #[arg(required_unless_present = "dummy_weights")]
+    pub model: Option<String>,
+    /// Tokens of the prompt
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens to generate behind the prompt
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub generate: usize,
+    /// Repetitions, after one warm-up that does not count
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5)]
+    pub repetitions: usize,
+    /// Tokens in the context before the prompt
+    #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
+    /// Sequences at the same time
+    #[arg(short = 'b', long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Measure random weights of this shape instead of a model
+    #[arg(long, value_name = "CONFIG.json", conflicts_with = "model")]
+    pub dummy_weights: Option<PathBuf>,
+    /// Type of the random weights: q4_k_m, q8_0, bf16 or any weight type
+    #[arg(long, value_name = "TYPE", default_value = "q4_k_m", value_parser = parse_quant, requires = "dummy_weights")]
+    pub quant: DType,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PerplexityArgs {
+    /// Alias, Hugging Face id, .gguf file or folder
+    pub model: String,
+    /// The text, UTF-8
+    pub file: PathBuf,
+    /// Tokens per chunk; the second half of each is scored
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    pub ctx: usize,
+    /// Score only the first chunks
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ManArgs {
+    /// Write one page per command into this folder instead of the main page to standard output
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The fastest that this machine has
+    Auto,
+    /// The processor's SIMD units
+    Cpu,
+    /// Every operation by its definition in f64, on one thread: slow, for checking
+    Reference,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// What is fastest: packed weights are multiplied with activations rounded to 8 bits
+    Auto,
+    /// Activations stay F32
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeArg {
+    F16,
+    F32,
+    Bf16,
+}
+
+impl KvTypeArg {
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A weight dtype by the name users know. `q4_k_m` is the name of a mix; its matrices are mostly Q4_K.
+fn parse_quant(text: &str) -> Result<DType, String> {
+    let name = match text.to_ascii_lowercase().as_str() {
+        "q4_k_m" | "q4_k_s" => "q4_k".to_owned(),
+        "q5_k_m" | "q5_k_s" => "q5_k".to_owned(),
+        other => other.to_owned(),
+    };
+    DType::weights().find(|d| d.name().eq_ignore_ascii_case(&name)).ok_or_else(|| {
+        let known: Vec<_> = DType::weights().map(|d| d.name().to_ascii_lowercase()).collect();
+        format!("it must be q4_k_m or one of {}", known.join(", "))
+    })
+}

@@ -1,0 +1,79 @@
+//! `ferrum doctor`: what this machine offers.
+
+use std::{fmt::Write, hint, thread, time::Instant};
+
+use ferrum_cpu::{CpuBackend, CpuOptions, Simd};
+use ferrum_kernels::Backend;
+use ferrum_models::hub::HubOptions;
+use serde_json::json;
+
+use crate::{
+    args::DoctorArgs,
+    open,
+    output::{self, bytes},
+};
+
+/// More than caches hold, little enough for any machine.
+const BUFFER_BYTES: usize = 256 << 20;
+const PASSES: usize = 3;
+
+pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    let cpu = CpuBackend::new(CpuOptions::default())?;
+    let device = cpu.device();
+    let simd: Vec<String> = Simd::ALL.iter().filter(|s| s.is_available()).map(ToString::to_string).collect();
+    let (one, all) = bandwidth(device.threads);
+    let mut options = HubOptions::from_env();
+    if let Some(dir) = &args.hub.models_dir {
+        options.models_dir.clone_from(dir);
+    }
+    let (models_dir, hf_cache) = (options.models_dir.display().to_string(), options.hf_cache.display().to_string());
+    let models = open::hub(&args.hub).list();
+    let models_bytes: u64 = models.iter().map(|m| m.bytes).sum();
+    if args.json {
+        return output::json(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "cpu": device.name,
+            "simd": simd,
+            "threads": device.threads,
+            "memory_total_bytes": device.memory_total_bytes,
+            "memory_available_bytes": device.memory_available_bytes,
+            "read_bandwidth_bytes_s": {"one_thread": one, "all_threads": all},
+            "backends": ["cpu", "reference"],
+            "models_dir": models_dir,
+            "hf_cache": hf_cache,
+            "models": models.len(),
+            "models_bytes": models_bytes,
+        }));
+    }
+    let gb = |rate: f64| format!("{:.1} GB/s", rate / 1e9);
+    let mut text = String::new();
+    writeln!(text, "ferrum          {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(text, "processor       {}", device.name)?;
+    writeln!(text, "kernels         {}", simd.join(", "))?;
+    writeln!(text, "memory          {} of {} available", bytes(device.memory_available_bytes), bytes(device.memory_total_bytes))?;
+    writeln!(text, "read bandwidth  {} with 1 thread, {} with {}", gb(one), gb(all), device.threads)?;
+    writeln!(text, "backends        cpu, reference")?;
+    writeln!(text, "models          {} ({})", models.len(), bytes(models_bytes))?;
+    writeln!(text, "model folder    {models_dir}")?;
+    writeln!(text, "Hugging Face    {hf_cache}")?;
+    writeln!(text, "A model whose weights take B bytes generates at most bandwidth / B tokens per second here.")?;
+    Ok(output::text(&text)?)
+}
+
+/// Bytes read per second, by one thread and by all: the best of a few passes.
+fn bandwidth(threads: usize) -> (f64, f64) {
+    let words = vec![1u64; BUFFER_BYTES / 8];
+    let best = |threads: usize| {
+        let pass = || {
+            let started = Instant::now();
+            thread::scope(|scope| {
+                for part in words.chunks(words.len().div_ceil(threads)) {
+                    scope.spawn(move || hint::black_box(part.iter().fold(0u64, |a, &b| a.wrapping_add(b))));
+                }
+            });
+            BUFFER_BYTES as f64 / started.elapsed().as_secs_f64()
+        };
+        (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
+    };
+    (best(1), best(threads))
+}

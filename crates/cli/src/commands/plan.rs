@@ -1,0 +1,68 @@
+//! `ferrum plan`: memory, before anything is loaded.
+
+use std::fmt::Write;
+
+use ferrum_engine::MemoryPlan;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    args::{KvTypeArg, PlanArgs},
+    open::{self, Need},
+    output::{self, bytes},
+};
+
+pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
+    let checkpoint = open::checkpoint(&args.model, &args.hub)?;
+    let backend = open::backend(&args.engine)?;
+    let (inspection, context) = open::inspect(&checkpoint, &*backend, args.context.ctx)?;
+    let need = Need { sequences: Some(args.sequences), ..Need::default() };
+    let plan_of = |kv_type: KvTypeArg| {
+        let mut engine = args.engine.clone();
+        engine.kv_type = kv_type;
+        MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &open::options(&engine, &need, context))
+    };
+    let plan = plan_of(args.engine.kv_type)?;
+    let by_type = [("f32", KvTypeArg::F32), ("f16", KvTypeArg::F16), ("bf16", KvTypeArg::Bf16)];
+    let fits = by_type.into_iter().map(|(name, kind)| Ok((name, plan_of(kind)?))).collect::<anyhow::Result<Vec<_>>>()?;
+    if args.json {
+        let longest: Map<String, Value> = fits.iter().map(|(name, p)| ((*name).to_owned(), p.max_context_that_fits.into())).collect();
+        return output::json(&json!({
+            "model": args.model,
+            "backend": backend.name(),
+            "device": backend.device().name,
+            "parameters": inspection.info.parameters,
+            "context": context,
+            "max_context": inspection.info.max_context,
+            "sequences": args.sequences,
+            "kv_type": args.engine.kv_type.dtype().name().to_ascii_lowercase(),
+            "weights_bytes": plan.weights_bytes,
+            "kv_bytes_per_token": plan.kv_bytes_per_token,
+            "kv_tokens": plan.kv_tokens,
+            "kv_bytes": plan.kv_bytes,
+            "scratch_bytes": plan.scratch_bytes,
+            "total_bytes": plan.total_bytes,
+            "available_bytes": plan.available_bytes,
+            "fits": plan.fits(),
+            "max_context_that_fits": plan.max_context_that_fits,
+            "max_context_that_fits_by_kv_type": longest,
+        }));
+    }
+    let mut text = format!("{} on {}\n", args.model, backend.device().name);
+    let mut line = |what: &str, value: u64, note: String| writeln!(text, "  {what:<10} {:>10}  {note}", bytes(value));
+    line("weights", plan.weights_bytes, format!("{} parameters", output::count(inspection.info.parameters)))?;
+    let per_token = bytes(plan.kv_bytes_per_token);
+    line(
+        "KV cache",
+        plan.kv_bytes,
+        format!("{} tokens of {per_token} ({} sequence(s), context {context})", plan.kv_tokens, args.sequences),
+    )?;
+    line("scratch", plan.scratch_bytes, String::new())?;
+    line("total", plan.total_bytes, String::new())?;
+    line("available", plan.available_bytes, if plan.fits() { "fits" } else { "DOES NOT FIT" }.to_owned())?;
+    text += "Longest context of one sequence that would fit:";
+    for (name, plan) in fits {
+        write!(text, "  {} ({name} cache)", plan.max_context_that_fits)?;
+    }
+    text += "\n";
+    Ok(output::text(&text)?)
+}

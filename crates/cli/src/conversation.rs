@@ -1,0 +1,106 @@
+//! Messages, and the tokens they become.
+
+use anyhow::Context;
+use ferrum_models::text::{ChatOptions, ChatTemplate, EncodeOptions, Tokenizer};
+use serde_json::{Value, json};
+
+/// A chat: its messages, and the tokens of the last prompt and answer.
+pub struct Conversation {
+    template: ChatTemplate,
+    pub system: Option<String>,
+    /// `{"role", "content"}`, without the system message
+    pub messages: Vec<Value>,
+    /// Text and tokens that the engine has seen
+    seen: Option<(String, Vec<u32>)>,
+}
+
+impl Conversation {
+    /// # Errors
+    /// When the model has no chat template, or it does not compile.
+    pub fn new(tokenizer: &Tokenizer, system: Option<String>) -> anyhow::Result<Self> {
+        Ok(Self { template: tokenizer.chat_template()?, system, messages: Vec::new(), seen: None })
+    }
+
+    /// Adds what the user says; returns the tokens of the whole conversation up to where the answer begins.
+    ///
+    /// What the engine has seen keeps its tokens: text that is encoded anew may fall into other tokens than those the model
+    /// generated, and then nothing behind them could be reused.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation; it is then unchanged.
+    pub fn ask(&mut self, tokenizer: &Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.messages.push(json!({"role": "user", "content": text}));
+        let result = self.prompt(tokenizer);
+        match result {
+            Ok((text, ids)) => {
+                self.seen = Some((text, ids.clone()));
+                Ok(ids)
+            }
+            Err(error) => {
+                self.messages.pop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds the model's answer: `text` as shown, and its tokens.
+    pub fn answered(&mut self, text: &str, tokens: &[u32]) {
+        self.messages.push(json!({"role": "assistant", "content": text}));
+        if let Some((seen, ids)) = &mut self.seen {
+            seen.push_str(text);
+            ids.extend_from_slice(tokens);
+        }
+    }
+
+    /// Takes the last question back, e.g. because there is no answer to it.
+    pub fn unask(&mut self) {
+        self.messages.pop();
+        self.seen = None;
+    }
+
+    pub fn clear(&mut self) {
+        self.messages.clear();
+        self.seen = None;
+    }
+
+    /// How many tokens at the start are the system message: what a context shift keeps.
+    pub fn system_tokens(&self, tokenizer: &Tokenizer, prompt: &[u32]) -> usize {
+        let ids = self.with_system(&[]).and_then(|m| self.encode(tokenizer, &m, false).ok()).map(|(_, ids)| ids);
+        let shared = ids.map_or(0, |ids| ids.iter().zip(prompt).take_while(|(a, b)| a == b).count());
+        // BOS stays in any case.
+        shared.max(usize::from(prompt.first().is_some_and(|&id| Some(id) == tokenizer.bos())))
+    }
+
+    fn prompt(&self, tokenizer: &Tokenizer) -> anyhow::Result<(String, Vec<u32>)> {
+        let messages = self.with_system(&self.messages).unwrap_or_else(|| self.messages.clone());
+        let text = self.render(&messages, true)?;
+        if let Some((seen, ids)) = &self.seen
+            && let Some(new) = text.strip_prefix(seen.as_str())
+        {
+            let mut ids = ids.clone();
+            ids.extend(tokenizer.encode(new, TEMPLATED)?);
+            return Ok((text, ids));
+        }
+        let ids = tokenizer.encode(&text, TEMPLATED)?;
+        Ok((text, ids))
+    }
+
+    fn with_system(&self, messages: &[Value]) -> Option<Vec<Value>> {
+        let system = self.system.as_ref()?;
+        Some([json!({"role": "system", "content": system})].into_iter().chain(messages.iter().cloned()).collect())
+    }
+
+    fn encode(&self, tokenizer: &Tokenizer, messages: &[Value], generate: bool) -> anyhow::Result<(String, Vec<u32>)> {
+        let text = self.render(messages, generate)?;
+        let ids = tokenizer.encode(&text, TEMPLATED)?;
+        Ok((text, ids))
+    }
+
+    fn render(&self, messages: &[Value], generate: bool) -> anyhow::Result<String> {
+        let options = ChatOptions { add_generation_prompt: generate, ..ChatOptions::default() };
+        self.template.render(messages, &options).context("the chat template cannot be applied; `--raw` does without it")
+    }
+}
+
+/// Templates write BOS themselves.
+const TEMPLATED: EncodeOptions = EncodeOptions { add_special: false, parse_special: true };

@@ -1,0 +1,143 @@
+//! From what the user named to an engine that answers.
+
+use std::{path::PathBuf, sync::Arc, thread};
+
+use anyhow::{Context, anyhow};
+use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
+use ferrum_engine::{Engine, EngineOptions, MemoryPlan, SamplingParams};
+use ferrum_kernels::{Backend, ReferenceBackend};
+use ferrum_models::{
+    Checkpoint, Inspection,
+    hub::{FilesKind, Hub, HubOptions, ModelRef},
+    text::Tokenizer,
+};
+
+use crate::{
+    args::{BackendArg, EngineArgs, HubArgs, PrecisionArg},
+    output, sampling,
+};
+
+/// The context when nobody asks for one.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// A model ready to answer.
+pub struct Session {
+    pub engine: Engine,
+    pub tokenizer: Arc<Tokenizer>,
+    pub checkpoint: Checkpoint,
+    /// What the model's files suggest
+    pub sampling: SamplingParams,
+}
+
+/// What a command needs of the engine besides the flags.
+#[derive(Clone, Debug, Default)]
+pub struct Need {
+    /// `None`: the default
+    pub context: Option<usize>,
+    /// `None`: 1
+    pub sequences: Option<usize>,
+    pub logit_rows: Option<usize>,
+}
+
+/// The hub with the user's flags.
+pub fn hub(args: &HubArgs) -> Hub {
+    let mut options = HubOptions::from_env();
+    options.offline = args.offline;
+    if let Some(dir) = &args.models_dir {
+        options.models_dir.clone_from(dir);
+    }
+    Hub::new(options)
+}
+
+/// Finds the model's files, downloading what is missing, and opens them.
+///
+/// # Errors
+/// When there is no such model, or its files are broken.
+pub fn checkpoint(model: &str, args: &HubArgs) -> anyhow::Result<Checkpoint> {
+    let files = hub(args).resolve(&ModelRef::parse(model)?)?;
+    let path = match files.kind {
+        FilesKind::Gguf { paths } => paths.into_iter().next(),
+        FilesKind::SafetensorsDir { dir, .. } => Some(dir),
+    };
+    let path: PathBuf = path.ok_or_else(|| anyhow!("`{model}` has no files; pull it again with `ferrum pull {model}`"))?;
+    Checkpoint::open(&path).with_context(|| format!("cannot open the model `{model}`"))
+}
+
+/// The backend that the flags ask for.
+///
+/// # Errors
+/// When the number of threads is impossible.
+pub fn backend(args: &EngineArgs) -> anyhow::Result<Arc<dyn Backend>> {
+    Ok(match args.backend {
+        BackendArg::Reference => Arc::new(ReferenceBackend),
+        BackendArg::Auto | BackendArg::Cpu => {
+            let precision = match args.precision {
+                PrecisionArg::Auto => Precision::Int8,
+                PrecisionArg::F32 => Precision::F32,
+            };
+            Arc::new(CpuBackend::new(CpuOptions { threads: args.threads, precision, ..CpuOptions::default() })?)
+        }
+    })
+}
+
+/// What loading will take, and the context it is for: `context`, or the default for this model.
+///
+/// # Errors
+/// When the model cannot be run, or cannot have such a context.
+pub fn inspect(checkpoint: &Checkpoint, backend: &dyn Backend, context: Option<usize>) -> anyhow::Result<(Inspection, usize)> {
+    let inspection = checkpoint.inspect(backend, context.unwrap_or(DEFAULT_CONTEXT))?;
+    let longest = inspection.info.max_context;
+    match context {
+        Some(n) if !(2..=longest).contains(&n) => {
+            Err(anyhow!("a context of {n} tokens is not possible: this model takes 2 to {longest}; choose another --ctx"))
+        }
+        Some(n) => Ok((inspection, n)),
+        None => Ok((inspection, DEFAULT_CONTEXT.min(longest))),
+    }
+}
+
+/// Loads the model, its tokenizer beside it, and makes the engine.
+///
+/// # Errors
+/// When the model cannot be found, opened or run, or does not fit into memory.
+pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> anyhow::Result<Session> {
+    let checkpoint = checkpoint(model, hub)?;
+    let backend = backend(engine)?;
+    let (inspection, context) = inspect(&checkpoint, &*backend, need.context)?;
+    let mut options = options(engine, need, context);
+    MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &options)?.check()?;
+    for file in checkpoint.weights().table().files() {
+        file.prefetch();
+    }
+    if output::status_visible() {
+        eprint!("loading {model} …\r");
+    }
+    let (tokenizer, loaded) = thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| checkpoint.tokenizer());
+        let loaded = checkpoint.load(&*backend, context);
+        (tokenizer.join(), loaded)
+    });
+    if output::status_visible() {
+        eprint!("\x1b[2K\r");
+    }
+    let tokenizer = tokenizer.map_err(|_| anyhow!("reading the tokenizer of `{model}` failed"))?;
+    let tokenizer = Arc::new(tokenizer.with_context(|| format!("cannot read the tokenizer of `{model}`"))?);
+    let loaded = loaded?;
+    let vocab = loaded.info().vocab;
+    options.end_tokens = tokenizer.end_ids().iter().copied().filter(|&id| (id as usize) < vocab).collect();
+    let sampling = sampling::of_model(checkpoint.folder())?;
+    let engine = Engine::new(backend, loaded, options)?;
+    checkpoint.weights().check()?;
+    Ok(Session { engine, tokenizer, checkpoint, sampling })
+}
+
+/// The engine's options for these flags.
+pub fn options(engine: &EngineArgs, need: &Need, context: usize) -> EngineOptions {
+    EngineOptions {
+        max_context: Some(context),
+        max_seqs: need.sequences.unwrap_or(1),
+        max_logit_rows: need.logit_rows,
+        kv_dtype: engine.kv_type.dtype(),
+        ..EngineOptions::default()
+    }
+}

@@ -1,0 +1,97 @@
+//! What cannot be done is one clear sentence and exit code 1.
+
+use std::fs;
+
+use crate::common::{error, ferrum, fixture, with};
+
+#[test]
+fn unknown_models() {
+    assert!(error(&["run", "smolm2:135m", "x", "--offline"]).contains("smollm2:135m"), "the nearest alias is named");
+    assert!(error(&["run", "./no/such.gguf", "x"]).contains("no such file"));
+    let text = error(&["show", "no-such.gguf"]);
+    assert!(text.contains("no-such.gguf"), "{text}");
+}
+
+#[test]
+fn offline_never_downloads() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().to_str().unwrap();
+    for args in [&["run", "smollm2:135m", "hello"][..], &["pull", "smollm2:135m"], &["show", "smollm2:135m"], &["plan", "smollm2:135m"]] {
+        let text = error(&with(args, &["--offline", "--models-dir", models]));
+        assert!(text.contains("--offline") && text.contains("ferrum pull"), "{text}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn broken_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = fs::read(fixture("gguf/llama3-q8_0.gguf")).unwrap();
+    for (name, bytes) in
+        [("cut.gguf", &whole[..whole.len() / 2]), ("header.gguf", &whole[..100]), ("text.gguf", b"not a model"), ("none.gguf", b"")]
+    {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        for command in ["run", "show", "plan", "bench"] {
+            let mut args = vec![command, path.to_str().unwrap()];
+            args.extend((command == "run").then_some("x"));
+            let text = error(&args);
+            assert!(text.contains(name), "{text}");
+        }
+    }
+    let folder = dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("folder"));
+    for file in fs::read_dir(fixture("llama3")).unwrap().map(|f| f.unwrap().path()) {
+        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    fs::write(folder.join("tokenizer.json"), "{").unwrap();
+    assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("tokenizer.json"));
+    fs::write(folder.join("config.json"), "[]").unwrap();
+    assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("config.json"));
+}
+
+#[test]
+fn bad_numbers_are_refused_by_name() {
+    let model = fixture("llama3");
+    for (flag, value, name) in [
+        ("--temperature", "-1", "temperature"),
+        ("--temperature", "nan", "temperature"),
+        ("--top-p", "1.5", "top_p"),
+        ("--min-p", "-0.1", "min_p"),
+        ("--top-k", "-2", "top_k"),
+        ("--repeat-penalty", "0", "repetition_penalty"),
+        ("--presence-penalty", "3", "presence_penalty"),
+        ("--frequency-penalty", "inf", "frequency_penalty"),
+        ("--max-tokens", "0", "max_tokens"),
+        ("--max-tokens", "many", "--max-tokens"),
+        ("--seed", "-1", "--seed"),
+        ("--ctx", "1", "--ctx"),
+        ("--ctx", "100000", "--ctx"),
+        ("--threads", "0", "threads"),
+        ("--kv-type", "q8", "--kv-type"),
+        ("--backend", "gpu", "--backend"),
+    ] {
+        let text = error(&["run", &model, "x", &format!("{flag}={value}")]);
+        assert!(text.contains(name), "{flag} {value}: {text}");
+    }
+    assert!(error(&["run", &model, "x", "--json", "--logprobs", "999"]).contains("logprobs"));
+    assert!(error(&["bench", &model, "-p", "0"]).contains("-p"));
+    assert!(error(&["bench", "--dummy-weights", "x.json", "--quant", "q9"]).contains("q4_k_m"));
+    assert!(error(&["perplexity", &model, "no-such.txt"]).contains("no-such.txt"));
+}
+
+#[test]
+fn prompts_that_do_not_fit() {
+    let text = error(&["run", &fixture("llama3"), &"counting gulls ".repeat(100), "--raw"]);
+    assert!(text.contains("context") && text.contains("256"), "{text}");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in [&["--help"][..], &["--version"], &["run", "--help"], &["help", "bench"]] {
+        let output = ferrum(args);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{args:?}");
+    }
+    assert_eq!(ferrum(&["no-such-command"]).status.code(), Some(1));
+}
