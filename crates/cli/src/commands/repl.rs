@@ -1,6 +1,10 @@
 //! The chat: `ferrum run MODEL` at a terminal.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, bail};
 use ferrum_engine::{FinishReason, SamplingParams};
@@ -135,12 +139,12 @@ impl Chat<'_> {
         Ok(Next::Read)
     }
 
-    fn save(&self, path: &PathBuf) -> anyhow::Result<()> {
+    fn save(&self, path: &Path) -> anyhow::Result<()> {
         let chat = json!({"model": self.args.model, "system": self.conversation.system, "messages": self.conversation.messages});
         fs::write(path, serde_json::to_vec_pretty(&chat)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn load(&mut self, path: &PathBuf) -> anyhow::Result<()> {
+    fn load(&mut self, path: &Path) -> anyhow::Result<()> {
         let chat = ferrum_models::read_json(path)?;
         let is_message = |m: &Value| m["role"].is_string() && m["content"].is_string();
         let Some(messages) = chat["messages"].as_array().filter(|m| m.iter().all(is_message)) else {
