@@ -104,3 +104,48 @@ impl Conversation {
 
 /// Templates write BOS themselves.
 const TEMPLATED: EncodeOptions = EncodeOptions { add_special: false, parse_special: true };
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ferrum_models::Checkpoint;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
+        Checkpoint::open(&fixture).unwrap().tokenizer().unwrap()
+    }
+
+    #[test]
+    fn what_the_engine_has_seen_keeps_its_tokens() {
+        let tokenizer = tokenizer();
+        let mut chat = Conversation::new(&tokenizer, Some("Be brief.".into())).unwrap();
+        let mut seen = chat.ask(&tokenizer, "count").unwrap();
+        // One letter a token: encoding the same text gives fewer.
+        let answer: Vec<u32> = "the".chars().flat_map(|c| tokenizer.encode(&c.to_string(), EncodeOptions::default()).unwrap()).collect();
+        assert!(tokenizer.encode("the", EncodeOptions::default()).unwrap().len() < answer.len());
+        chat.answered("the", &answer);
+        seen.extend(&answer);
+        let next = chat.ask(&tokenizer, "more").unwrap();
+        assert_eq!(next[..seen.len()], seen);
+        assert!(tokenizer.decode(&next, false).ends_with("the<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"));
+        assert_eq!(chat.messages.len(), 3);
+
+        chat.unask();
+        assert_eq!(chat.messages.len(), 2);
+        let anew = chat.ask(&tokenizer, "more").unwrap();
+        assert_eq!(tokenizer.decode(&anew, false), tokenizer.decode(&next, false));
+        assert!(anew.len() < next.len());
+    }
+
+    #[test]
+    fn a_context_shift_keeps_the_system_message() {
+        let tokenizer = tokenizer();
+        let mut chat = Conversation::new(&tokenizer, Some("Be brief.".into())).unwrap();
+        let prompt = chat.ask(&tokenizer, "count").unwrap();
+        let kept = tokenizer.decode(&prompt[..chat.system_tokens(&tokenizer, &prompt)], false);
+        assert!(kept.starts_with("<|im_start|>system\nBe brief.<|im_end|>") && !kept.contains("count"), "{kept}");
+    }
+}
