@@ -159,18 +159,18 @@ impl Chat<'_> {
     fn params(&self) -> String {
         let s = &self.sampling;
         let or = |n: Option<u64>, otherwise: &str| n.map_or(otherwise.to_owned(), |n| n.to_string());
-        format!(
-            "temperature {}  top_k {}  top_p {}  min_p {}  repeat_penalty {}  presence_penalty {}  frequency_penalty {}  seed {}  max_tokens {}\n",
-            s.temperature,
-            s.top_k,
-            s.top_p,
-            s.min_p,
-            s.repetition_penalty,
-            s.presence_penalty,
-            s.frequency_penalty,
-            or(s.seed, "random"),
-            or(self.max_tokens, "no limit"),
-        )
+        let shown = [
+            ("temperature", s.temperature.to_string()),
+            ("top_k", s.top_k.to_string()),
+            ("top_p", s.top_p.to_string()),
+            ("min_p", s.min_p.to_string()),
+            ("repeat_penalty", s.repetition_penalty.to_string()),
+            ("presence_penalty", s.presence_penalty.to_string()),
+            ("frequency_penalty", s.frequency_penalty.to_string()),
+            ("seed", or(s.seed, "random")),
+            ("max_tokens", or(self.max_tokens, "none")),
+        ];
+        shown.map(|(name, value)| format!("{name} {value}\n")).concat()
     }
 
     fn set(&mut self, setting: &str) -> anyhow::Result<()> {
