@@ -31,7 +31,9 @@ fn tokens_are_those_of_llama_cpp_up_to_the_first_near_tie() {
     for p in &prompts {
         let answer = json(&with(&["run", &model, p["prompt"].as_str().unwrap()], &GREEDY));
         assert_eq!(answer["prompt_tokens"], p["prompt_tokens"]);
-        let certain = certain_steps(&p["gaps"], 0.3);
+        // Where the unrounded mathematics takes another token, llama.cpp's is rounding error (docs/tolerance.md).
+        let sound = ids(&p["tokens"]).iter().zip(&ids(&p["f32_tokens"])).take_while(|(a, b)| a == b).count();
+        let certain = certain_steps(&p["gaps"], 0.3).min(sound);
         compared += certain;
         assert_eq!(ids(&answer["tokens"])[..certain], ids(&p["tokens"])[..certain], "{}", p["prompt"]);
     }
