@@ -6,7 +6,8 @@
 
 `tokens` writes crates/models/tests/fixtures/text/tokens.json: for every corpus below, one hash per 500 texts of the ids of each
 model; the tests make the same corpora. It also writes text/spm/tokenizer.json, a small SentencePiece-like tokenizer with its hashes.
-`chat` writes crates/models/tests/fixtures/text/chat/NAME.json: a template, conversations, and what each renders to.
+`chat` writes text/conversations.json, and text/chat/NAME.json: a template and what each conversation renders to. Committed are the
+templates of models under Apache-2.0 and MIT, and the ones below.
 
 Corpora come from one linear congruential generator: x = x * 6364136223846793005 + 1442695040888963407 mod 2^64, next = x >> 33.
 A hash is FNV-1a (64 bit) over the ids as 4 bytes little endian, each text ended by the id 0xFFFFFFFF.
@@ -139,7 +140,8 @@ def from_gguf(path):
         # Control tokens are made by no text, so they take part in no merge.
         vocab = {t: i for i, t in enumerate(tokens)}
         mergeable = {t: i for t, i in vocab.items() if types[i] in (1, 4, 5)}
-        merges = spm_merges(mergeable, [get("scores")[i] for i in mergeable.values()])
+        scores = get("scores")
+        merges = spm_merges(mergeable, [scores[i] for i in mergeable.values()])
         t = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
         t.normalizer = normalizers.Replace(" ", "\u2581")
         assert get("add_space_prefix") is False
@@ -336,13 +338,14 @@ def chat(folder):
     templates = {**OWN, **{path.stem: path.read_text() for path in sorted(Path(folder).glob("*.jinja"))}}
     now = datetime(2026, 1, 2, 3, 4, 5)
     (OUT / "chat").mkdir(parents=True, exist_ok=True)
+    (OUT / "conversations.json").write_text(json.dumps(CONVERSATIONS, ensure_ascii=False, indent=1) + "\n")
     for name, source in templates.items():
         compiled = _compile_jinja_template(source)
         compiled.globals["strftime_now"] = now.strftime
         cases = []
         for title, conversation in CONVERSATIONS.items():
             for prompt in (False, True):
-                case = {"name": title, **conversation, "add_generation_prompt": prompt}
+                case = {"name": title, "add_generation_prompt": prompt}
                 variables = {"messages": conversation["messages"], "tools": conversation.get("tools"), "documents": None}
                 variables |= {"add_generation_prompt": prompt, "bos_token": "<s>", "eos_token": "</s>", **conversation.get("arguments", {})}
                 try:

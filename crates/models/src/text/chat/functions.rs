@@ -3,6 +3,7 @@
 use super::json::{self, Layout};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
+use serde_json::Value as Json;
 
 /// Source of the error that `raise_exception` makes.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ impl std::error::Error for Refusal {}
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
-    environment.add_filter("string", |value: Value| python_str(&value));
+    environment.add_filter("string", |state: &State, value: Value| python_str(state, &value));
     environment.add_test("sequence", |value: Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq | ValueKind::Map)
     });
@@ -30,7 +31,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         if value.is_undefined() || value.as_str().is_some() {
             return minijinja::escape_formatter(out, state, value);
         }
-        let text = python_str(value)?;
+        let text = python_str(state, value)?;
         state.consume_fuel(text.len() as u64 / 8)?;
         out.write_str(&text).map_err(|_| Error::new(ErrorKind::WriteFailure, "the prompt is too long"))
     });
@@ -66,26 +67,52 @@ fn tojson(state: &State, value: Value, options: Kwargs) -> Result<Value, Error> 
         indent,
     };
     options.assert_all_used()?;
-    let text = layout.write(&plain(&value)?);
+    let text = layout.write(&plain(state, &value, 0)?);
     state.consume_fuel(text.len() as u64 / 8)?;
     Ok(Value::from(text))
 }
 
 /// `str(value)`
-fn python_str(value: &Value) -> Result<String, Error> {
+fn python_str(state: &State, value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
         ValueKind::Undefined => Ok(String::new()),
-        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(json::python_repr(&plain(value)?)),
+        ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
+            Ok(json::python_repr(&plain(state, value, 0)?))
+        }
         _ => Ok(value.to_string()),
     }
 }
 
-fn plain(value: &Value) -> Result<serde_json::Value, Error> {
-    if value.is_undefined() {
-        return Err(Error::new(ErrorKind::BadSerialization, "an undefined value cannot be written as JSON"));
+/// Deepest nesting that is written out; messages are no deeper, so only a template that builds its own lists can be.
+const MAX_DEPTH: usize = 256;
+
+/// The value as plain data. Costs fuel by the item, because a list may hold itself many times over.
+fn plain(state: &State, value: &Value, depth: usize) -> Result<Json, Error> {
+    state.consume_fuel(1)?;
+    if depth > MAX_DEPTH {
+        return Err(Error::new(ErrorKind::BadSerialization, "the value is nested too deeply"));
     }
-    serde_json::to_value(value).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    match value.kind() {
+        ValueKind::Undefined => Err(Error::new(ErrorKind::BadSerialization, "an undefined value cannot be written as JSON")),
+        ValueKind::Seq | ValueKind::Iterable => value.try_iter()?.map(|item| plain(state, &item, depth + 1)).collect(),
+        ValueKind::Map => {
+            let mut map = serde_json::Map::new();
+            for key in value.try_iter()? {
+                let item = plain(state, &value.get_item(&key)?, depth + 1)?;
+                let key = match plain(state, &key, depth + 1)? {
+                    Json::String(text) => text,
+                    other => other.to_string(),
+                };
+                map.insert(key, item);
+            }
+            Ok(Json::Object(map))
+        }
+        _ => {
+            state.consume_fuel(value.as_str().map_or(0, |text| text.len() as u64 / 8))?;
+            serde_json::to_value(value).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+        }
+    }
 }
 
 /// `strftime_now(format)` at a fixed time, in UTC.

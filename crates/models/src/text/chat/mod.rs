@@ -11,7 +11,6 @@ use super::error::{Result, TextError, cap};
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, syntax::SyntaxConfig};
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -73,7 +72,7 @@ impl ChatTemplate {
     /// A template that is too large, too deep, or not Jinja.
     pub fn new(source: &str, tokens: Vec<(String, String)>) -> Result<Self> {
         cap("the chat template", source.len(), MAX_TEMPLATE_BYTES, "bytes")?;
-        let source = source::adapt(source);
+        let source = source::adapt(source)?;
         let environment = on_own_stack(|| {
             let mut environment = environment()?;
             environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
@@ -113,7 +112,7 @@ impl ChatTemplate {
             let mut output = Limited(Vec::new());
             let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
             // A `Value` collected from pairs would be a list of pairs.
-            let context: BTreeMap<String, Value> = context.into_iter().collect();
+            let context = Value::from_pairs(context);
             template.render_captured_to(context, &mut output).map_err(|error| describe(&error))?;
             String::from_utf8(output.0).map_err(|error| TextError::Template { problem: error.to_string() })
         })
