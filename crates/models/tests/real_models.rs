@@ -118,7 +118,10 @@ fn default_precision_agrees_with_llama_cpp() {
                 // Ids outside llama.cpp's own top 10 have no figure of theirs to compare with.
                 theirs += p.top10.iter().find(|t| t.0 == id).map_or((got[id] - truth).abs(), |t| (t.1 - truth).abs());
             }
-            let different = first_difference(&mut session, logits, &p.tokens, &p.gaps, 0.3, true);
+            // Where the unrounded mathematics takes another token than llama.cpp does, llama.cpp's gap is rounding error,
+            // however wide it is: there is nothing to agree with from there on.
+            let sound = p.tokens.iter().zip(&p.f32_tokens).take_while(|(a, b)| a == b).count();
+            let different = first_difference(&mut session, logits, &p.tokens[..sound], &p.gaps, 0.3, true);
             assert_eq!(different, None, "{name}, prompt {n}: step differs from llama.cpp although its gap is 0.3 or more");
         }
         eprintln!(

@@ -7,6 +7,60 @@ use std::{arch::x86_64::*, ops::Range};
 
 /// Elements with one scale.
 pub(super) const BLOCK: usize = 32;
+/// The most outliers of a token.
+const MAX_OUTLIERS: usize = 8;
+/// How many times the mean magnitude of its token an outlier exceeds.
+const OUTLIER: f32 = 8.0;
+
+/// The elements of a token that are left out of its codes (zero there) and multiplied in F32, by column.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outliers {
+    count: usize,
+    columns: [u32; MAX_OUTLIERS],
+    values: [f32; MAX_OUTLIERS],
+}
+
+impl Outliers {
+    /// Column and value of each.
+    #[inline(always)]
+    pub fn iter(&self) -> impl Iterator<Item = (usize, f32)> {
+        self.columns.iter().zip(&self.values).take(self.count).map(|(&column, &value)| (column as usize, value))
+    }
+
+    /// Adds an element; when there is no room, the smallest goes.
+    fn push(&mut self, column: usize, value: f32) {
+        if self.count == MAX_OUTLIERS {
+            let mut least = 0;
+            for n in 1..MAX_OUTLIERS {
+                if self.values[n].abs() < self.values[least].abs() {
+                    least = n;
+                }
+            }
+            if self.values[least].abs() >= value.abs() {
+                return;
+            }
+            self.columns.copy_within(least + 1.., least);
+            self.values.copy_within(least + 1.., least);
+            self.count -= 1;
+        }
+        self.columns[self.count] = column as u32;
+        self.values[self.count] = value;
+        self.count += 1;
+    }
+}
+
+/// 32 bytes from `31 − n` on are all 0 but the `n`-th, which is 1: the codes of an outlier alone.
+static ONE_HOT: [i8; 64] = {
+    let mut bytes = [0; 64];
+    bytes[31] = 1;
+    bytes
+};
+
+/// 32 readable codes of which only the `n`-th is 1, the others 0.
+#[inline(always)]
+pub(super) fn one_hot(n: usize) -> *const i8 {
+    ONE_HOT[31 - n % BLOCK..].as_ptr()
+}
 
 /// Quantised rows, made anew for every `linear`.
 #[derive(Debug, Default)]
@@ -21,6 +75,8 @@ pub(super) struct Activations {
     half_sums: Vec<f32>,
     /// `[tokens, blocks]`: `−Σ q`, for centres
     minus_codes: Vec<i32>,
+    /// `[tokens]`
+    outliers: Vec<Outliers>,
 }
 
 impl Activations {
@@ -34,6 +90,9 @@ impl Activations {
             self.half_sums.resize(2 * blocks, 0.0);
             self.minus_codes.resize(blocks, 0);
         }
+        if self.outliers.len() < tokens {
+            self.outliers.resize(tokens, Outliers::default());
+        }
     }
 
     /// The memory of rows of `cols` elements, for kernels.
@@ -42,13 +101,14 @@ impl Activations {
     /// When `reserve` made less room than `tokens` rows.
     pub fn rows(&mut self, tokens: usize, cols: usize) -> ActivationRows {
         let blocks = cols / BLOCK;
-        assert!(tokens * blocks <= self.scales.len(), "reserve comes first");
+        assert!(tokens * blocks <= self.scales.len() && tokens <= self.outliers.len(), "reserve comes first");
         ActivationRows {
             codes: self.codes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
             half_sums: self.half_sums.as_mut_ptr(),
             minus_codes: self.minus_codes.as_mut_ptr(),
+            outliers: self.outliers.as_mut_ptr(),
             blocks,
         }
     }
@@ -62,6 +122,7 @@ pub(super) struct ActivationRows {
     pub sums: *mut f32,
     pub half_sums: *mut f32,
     pub minus_codes: *mut i32,
+    pub outliers: *mut Outliers,
     pub blocks: usize,
 }
 
@@ -86,6 +147,7 @@ impl ActivationRows {
                 sums: self.sums.add(blocks),
                 half_sums: self.half_sums.add(2 * blocks),
                 minus_codes: self.minus_codes.add(blocks),
+                outliers: self.outliers.add(token),
                 blocks: self.blocks,
             }
         }
@@ -102,8 +164,25 @@ pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, 
         // SAFETY: promised by the caller.
         unsafe {
             let (x, to) = (row(token), rows.from(token));
+            let (threshold, mut outliers) = (OUTLIER * mean_magnitude(x, rows.blocks), Outliers::default());
+            for column in (0..rows.blocks * BLOCK).step_by(8) {
+                let mut found = _mm256_movemask_ps(above(_mm256_loadu_ps(x.add(column)), threshold));
+                while found != 0 {
+                    let n = column + found.trailing_zeros() as usize;
+                    outliers.push(n, *x.add(n));
+                    found &= found - 1;
+                }
+            }
+            let mut rest = outliers.iter().peekable();
+            *to.outliers = outliers;
             for block in 0..rows.blocks {
-                let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)));
+                let mut v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)));
+                while let Some((column, _)) = rest.next_if(|o| o.0 / BLOCK == block) {
+                    for (i, v) in v.iter_mut().enumerate() {
+                        let n = _mm256_cvtepi8_epi32(_mm_loadl_epi64(one_hot(column).add(8 * i).cast()));
+                        *v = _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(n, _mm256_setzero_si256())), *v);
+                    }
+                }
                 let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
                 let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
                 let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
@@ -130,4 +209,27 @@ pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, 
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn mean_magnitude(x: *const f32, blocks: usize) -> f32 {
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for block in 0..blocks {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: `x` has `blocks` whole blocks, as `quantize_avx2` was promised.
+            let v = unsafe { _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)) };
+            *sum = _mm256_add_ps(*sum, _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
+        }
+    }
+    let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    let mut lanes = [0.0f32; 8];
+    // SAFETY: eight elements are written to eight.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+    lanes.iter().sum::<f32>() / (blocks * BLOCK) as f32
+}
+
+/// All ones where `|v|` is above `threshold`; nowhere if either is NaN.
+#[target_feature(enable = "avx2")]
+fn above(v: __m256, threshold: f32) -> __m256 {
+    _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_andnot_ps(_mm256_set1_ps(-0.0), v), _mm256_set1_ps(threshold))
 }

@@ -11,7 +11,10 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    super::{Job, activations::ActivationRows},
+    super::{
+        Job,
+        activations::{ActivationRows, one_hot},
+    },
     formats::Format,
     isa::{Isa, sum},
 };
@@ -141,6 +144,21 @@ unsafe fn dots<I: Isa, F: Format, const R: usize, const T: usize>(
             }
         }
     }
+    for t in 0..T {
+        for (column, x) in (*acts[t].outliers).iter() {
+            let (group, a) = (column / 32 % F::GROUPS, _mm256_loadu_si256(one_hot(column).cast()));
+            // Of a block with more than one group, `sums` below has eight lanes but `min` counts once.
+            let (of_scale, of_min) = (_mm256_set1_ps(x), _mm256_set1_ps(if F::GROUPS == 1 { x } else { x * 0.125 }));
+            for r in 0..R {
+                let packed = rows[r].add(column / 32 / F::GROUPS * F::BYTES);
+                let (mut scale, mut min) = scale_and_min::<F>(packed, column);
+                let dot = _mm256_cvtepi32_ps(dot_centred::<I, F>(F::codes::<I>(packed, group), a, &-1));
+                (scale, min) = (_mm256_mul_ps(scale, of_scale), _mm256_mul_ps(min, of_min));
+                acc[t][r] = _mm256_fmadd_ps(dot, scale, acc[t][r]);
+                from_mins[t][r] = _mm256_add_ps(from_mins[t][r], min);
+            }
+        }
+    }
     let mut out = [[0.0; R]; T];
     for t in 0..T {
         for r in 0..R {
@@ -152,6 +170,18 @@ unsafe fn dots<I: Isa, F: Format, const R: usize, const T: usize>(
         }
     }
     out
+}
+
+/// Scale and minimum of one column of the block, in all lanes.
+#[inline(always)]
+unsafe fn scale_and_min<F: Format>(packed: *const u8, column: usize) -> (__m256, __m256) {
+    let head = F::head(packed);
+    if F::GROUPS == 1 {
+        return (head.scales[0], head.mins[0]);
+    }
+    let (half, lane) = if F::HALVES { (column / 128 % 2, column / 16 % 8) } else { (0, column / 32 % 8) };
+    let lane = _mm256_set1_epi32(lane as i32);
+    (_mm256_permutevar8x32_ps(head.scales[half], lane), _mm256_permutevar8x32_ps(head.mins[half], lane))
 }
 
 /// Lane numbers from `first` on, each `times` times.

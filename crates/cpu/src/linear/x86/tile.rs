@@ -13,7 +13,10 @@
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    super::{Job, activations::ActivationRows},
+    super::{
+        Job,
+        activations::{ActivationRows, one_hot},
+    },
     formats::Format,
     isa::Isa,
     lanes::Lanes,
@@ -258,11 +261,41 @@ unsafe fn some<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize
         }
     }
     for t in 0..T {
+        for (column, x) in (*rows[t].outliers).iter() {
+            let b = (column / 32).wrapping_sub(at.block);
+            if b < at.blocks {
+                let (k, h) = (column % 32 / 4, column % 32 * HALVES / 32);
+                let (a, x) = (L::broadcast(one_hot(column % 4)), L::broadcast_f(&x));
+                for v in 0..VECS {
+                    let codes = L::load(tile.codes.as_ptr().add(((v * TILE_BLOCKS + b) * 8 + k) * L::N * 4));
+                    let to = ((v * TILE_BLOCKS + b) * HALVES + h) * L::N;
+                    let scale = L::load_f(tile.scales.as_ptr().add(to));
+                    acc[t][v] = L::fma(L::mul(L::to_f(one_step::<L, BATCH>(codes, a)), x), scale, acc[t][v]);
+                    if BATCH > 0 {
+                        acc[t][v] = L::fma(L::load_f(tile.mins.as_ptr().add(to)), x, acc[t][v]);
+                    }
+                }
+            }
+        }
+    }
+    for t in 0..T {
         for v in 0..VECS {
             end::<L>(job, at, token + t, v, acc[t][v]);
         }
     }
     T
+}
+
+/// One of the [`steps`].
+#[inline(always)]
+unsafe fn one_step<L: Lanes, const BATCH: usize>(codes: L::I, a: L::I) -> L::I {
+    if L::WIDE {
+        L::dot(L::zero(), codes, a)
+    } else if BATCH == 0 {
+        L::join(L::zero(), L::pairs(L::magnitude(codes), L::with_sign(a, codes)))
+    } else {
+        L::join(L::zero(), L::pairs(codes, a))
+    }
 }
 
 /// The integer dot products of a block or half a block.
