@@ -111,7 +111,11 @@ fn default_precision_agrees_with_llama_cpp() {
             let logits = session.last(&p.ids);
             let got = logprobs(&logits);
             for &(id, want) in &p.top10 {
-                assert!((got[id] - want).abs() < 0.5, "{name}, prompt {n}: log-probability of {id} is {}, llama.cpp has {want}", got[id]);
+                // One of Gemma's figures is 0.497 from the F32 reference in llama.cpp's default: nearer to the reference is no fault.
+                let truth = p.f32_top10.iter().find(|t| t.0 == id).map(|t| t.1);
+                let nearer = truth.is_some_and(|truth| (got[id] - truth).abs() < (want - truth).abs());
+                let close = (got[id] - want).abs() < 0.5;
+                assert!(close || nearer, "{name}, prompt {n}: log-probability of {id} is {}, llama.cpp has {want}", got[id]);
             }
             for &(id, truth) in &p.f32_top10 {
                 ours += (got[id] - truth).abs();
