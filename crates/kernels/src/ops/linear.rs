@@ -66,10 +66,34 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(case(format!("{dtype} m=3 n=10 k={odd}"), 3, &[(10, dtype)], odd, true));
         }
     }
+    // A few channels far above the rest, as models have them: more than a backend may treat on their own.
+    for dtype in DType::weights().filter(|d| d.is_block()) {
+        for tokens in [1, 4, 19] {
+            cases.push(spiked(format!("{dtype} m={tokens} with outliers"), tokens, dtype));
+        }
+    }
     let fused = [(96, DType::Q4_K), (32, DType::Q4_K), (32, DType::Q6_K)];
     cases.push(case("fused q,k,v of mixed dtypes m=1".into(), 1, &fused, 512, true));
     cases.push(case("fused q,k,v of mixed dtypes m=19".into(), 19, &fused, 512, true));
     cases
+}
+
+fn spiked(name: String, tokens: usize, dtype: DType) -> Case {
+    const ROWS: usize = 37;
+    const COLS: usize = 512;
+    Case::new("linear", name, Tolerance::MATMUL_PACKED, move |i| {
+        let weight = i.weight(&[(ROWS, dtype)], COLS)?;
+        let (fused, spikes) = (i.normal(&[tokens, COLS])?, [0, 31, 47, 100, 144, 255, 256, 300, 400, 511]);
+        let values = i.backend().read_f32(&fused)?;
+        // Each token has other spikes; some have more than eight.
+        let x = i.values(fused.dtype(), &[tokens, COLS], |n| {
+            let spike = spikes.iter().position(|&c| c == n % COLS).filter(|at| (n / COLS + at) % 4 != 3);
+            f64::from(values[n]) + spike.map_or(0.0, |at| 40.0 + 5.0 * at as f64)
+        })?;
+        let out = i.activations(&[tokens, ROWS])?;
+        let (b, o) = (i.backend(), out.clone());
+        Ok(Launch::new(move || b.linear(&Linear { x: &x, weight: &weight, bias: None, out: &o })).output("out", &out))
+    })
 }
 
 fn case(name: String, tokens: usize, parts: &[(usize, DType)], cols: usize, with_bias: bool) -> Case {
