@@ -12,6 +12,7 @@ use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const REVISION: &str = "main";
 const MAX_SNAPSHOT_DEPTH: usize = 4;
@@ -132,7 +133,7 @@ pub(crate) fn fetch_repo(cache: &Cache, http: &Http, repo: &str, select: Option<
     }
     let refs = cache.repo_dir(repo).join("refs");
     fs::create_dir_all(&refs).map_err(HubError::io(&refs))?;
-    let fresh = refs.join(format!(".{REVISION}.new"));
+    let fresh = refs.join(format!(".{REVISION}{}", fresh_suffix()));
     fs::write(&fresh, &info.sha).and_then(|()| fs::rename(&fresh, refs.join(REVISION))).map_err(HubError::io(&refs))?;
 
     let id = select.map_or_else(|| repo.to_owned(), |s| format!("{repo}:{s}"));
@@ -215,13 +216,19 @@ fn link(snapshot: &Path, file: &str, blob: &str) -> Result<PathBuf, HubError> {
         return Err(HubError::BadName { what: "file name", name: file.to_owned(), why: "its folder leads out of the cache" });
     }
     let up = "../".repeat(2 + file.matches('/').count());
-    let fresh = download::with_suffix(&path, ".new");
+    let fresh = download::with_suffix(&path, &fresh_suffix());
     // Left over from an interrupted run, if at all.
     let _ = fs::remove_file(&fresh);
     point(&format!("{up}blobs/{blob}"), &snapshot.join("../../blobs").join(blob), &fresh)
         .and_then(|()| fs::rename(&fresh, &path))
         .map_err(HubError::io(&path))?;
     Ok(path)
+}
+
+/// For a file that will be renamed: two fetches of the same file each make their own, and the last to rename wins.
+fn fresh_suffix() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(".{}-{}.new", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(unix)]
