@@ -1,6 +1,7 @@
 //! Chores of this repository: `cargo xtask ci` is what must pass before a change lands, `cargo xtask tidy` is its cheapest part.
 
 mod ci;
+mod cuda;
 mod tidy;
 mod tools;
 
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
   ci     everything that must pass: formatting, lints, tidy, spelling, dependencies, tests
+  cuda-toolchain  installs the CUDA compiler into .cuda, for builds with the feature `cuda`
   tidy   the rules that no compiler knows: crate layout, file length, environment variables, unsafe, output";
 
 fn main() -> ExitCode {
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
     let root = workspace_root();
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["ci"] => ci::run(&root),
+        ["cuda-toolchain"] => cuda::install(&root),
         ["tidy"] => tidy::run(&root),
         _ => Err(anyhow!("{USAGE}")),
     };

@@ -11,11 +11,13 @@ const UNSAFE_FILES: &[&str] = &["crates/models/src/files/mmap.rs"];
 /// A `// SAFETY:` comment stands at most this many lines above its block.
 const SAFETY_LINES_ABOVE: usize = 8;
 
-/// At most ten environment variables are read, each by its literal name, and the document lists exactly these.
+/// At most ten environment variables are read, each by its literal name, and the document lists exactly these. Build
+/// scripts are left out: cargo speaks to them in variables.
 pub fn environment(sources: &[Source], document: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut read: BTreeMap<String, (String, usize)> = BTreeMap::new();
-    for source in sources.iter().filter(|s| s.is_rust() && s.crate_folder().is_some()) {
+    let program = |s: &&Source| s.is_rust() && s.crate_folder().is_some() && !s.path.ends_with("/build.rs");
+    for source in sources.iter().filter(program) {
         for (line, code) in source.code() {
             for (at, _) in code.match_indices("env::var") {
                 let name = code[at..].split_once('(').and_then(|(_, rest)| rest.strip_prefix('"')?.split('"').next());

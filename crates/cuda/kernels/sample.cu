@@ -1,0 +1,366 @@
+// sample:  draws the next token of every row as crates/kernels/src/ops/sample.rs defines it
+//
+// A cluster of up to eight blocks owns one row, each block one slice of the vocabulary, kept in shared memory after one
+// read. Greedy and unfiltered rows end there: the largest score (logit, or logit / temperature + Gumbel noise) of all
+// slices. Top-k and top-p cut the descending order of the logits, without sorting: the key at the cut is found digit by
+// digit (11 + 11 + 10 bits) in histograms of counts and of probability mass over all slices. Mass is counted in units of
+// 2⁻³¹ of the likeliest token's, as integers: sums do not depend on the order of additions, so neither does the draw.
+// Only tokens before the cut get noise. Devices without clusters (before sm_90) use one block per row.
+//
+// Bound by memory where there are many rows: one read of the logits; by latency where there is one.
+#include "common.cuh"
+
+struct SampleRow {  // SampleParams of ops/sample.rs
+    float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    uint32_t top_k, position;
+    uint64_t seed;
+    int counts_row;
+    uint32_t padding;
+};
+static_assert(sizeof(SampleRow) == 48, "uploaded by the host as 48 bytes");
+
+struct SampleParams {
+    const float* logits;    // [seqs, vocab] f32
+    const SampleRow* rows;  // [seqs]
+    int* counts;            // [counts_rows, vocab] i32 or null
+    int* out;               // [seqs] i32
+    long long logits_stride, counts_stride;
+    int counts_rows, vocab;
+    int slice;    // elements of one block, a multiple of 4
+    int cluster;  // blocks of a row, a power of two
+    int cached;   // whether shared memory has room for a slice
+    int packs;    // whether rows of logits and counts can be read in packs of 16 bytes
+};
+
+constexpr int THREADS = 512;
+constexpr int BINS = 2048;
+constexpr int PER_THREAD = BINS / THREADS;
+constexpr int IN_PROMPT = 1 << 30;
+// The largest Gumbel noise there is, rounded up.
+constexpr float MAX_NOISE = 16.7f;
+constexpr float MASS_ONE = 2147483648.0f;
+
+struct Shared {
+    uint32_t count[BINS], mass_low[BINS], mass_high[BINS];
+    uint64_t reduced[2][THREADS / WARP];
+    uint64_t best[2];
+    uint32_t tied;
+    // The digit where the cut lies, and what comes before it.
+    uint32_t digit, digit_count;
+    uint64_t before_count, before_mass, digit_mass;
+};
+
+// ---- clusters
+
+__device__ __forceinline__ int cluster_rank() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    int rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return 0;
+#endif
+}
+
+__device__ __forceinline__ void cluster_sync() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+// The same variable in the shared memory of another block of the cluster.
+template <class T> __device__ __forceinline__ T of_rank(const T& variable, int rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(&variable), "r"(rank));
+    return *const_cast<const volatile T*>(there);
+#else
+    return variable;
+#endif
+}
+
+// ---- numbers
+
+// Unsigned integers in the order of the floats.
+__device__ __forceinline__ uint32_t ordered(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+__device__ __forceinline__ float unordered(uint32_t key) {
+    return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+}
+
+// A candidate as one integer: the larger score wins, then the lower id.
+__device__ __forceinline__ uint64_t candidate(float score, uint32_t id) { return static_cast<uint64_t>(ordered(score)) << 32 | ~id; }
+
+__device__ __forceinline__ uint32_t philox(uint32_t token, uint32_t position, uint64_t seed) {
+    uint32_t c0 = token, c1 = position, c2 = 0, c3 = 0, k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
+        c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+        c1 = static_cast<uint32_t>(p1);
+        c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+        c3 = static_cast<uint32_t>(p0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return c0;
+}
+
+__device__ __forceinline__ float gumbel(uint32_t bits) {
+    const float u = (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
+    return -logf(-logf(u));
+}
+
+__device__ __forceinline__ float penalize(float logit, int count, const SampleRow& r) {
+    const int generated = count & (IN_PROMPT - 1);
+    if (count != 0) logit = logit > 0.0f ? __fdiv_rn(logit, r.repetition_penalty) : logit * r.repetition_penalty;
+    if (generated > 0) logit -= r.presence_penalty + r.frequency_penalty * static_cast<float>(generated);
+    return logit;
+}
+
+// ---- reductions
+
+// The largest value over the cluster, in every thread. `turn` alternates between calls, so that one barrier is enough.
+__device__ uint64_t cluster_max(uint64_t x, Shared& s, int turn, int cluster) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(FULL, x, offset));
+    if (threadIdx.x % WARP == 0) s.reduced[turn][threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = s.reduced[turn][threadIdx.x % (THREADS / WARP)];
+#pragma unroll
+    for (int offset = THREADS / WARP / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(FULL, x, offset));
+    if (threadIdx.x == 0) s.best[turn] = x;
+    cluster_sync();
+    for (int rank = 0; rank < cluster; rank++) x = max(x, of_rank(s.best[turn], rank));
+    return x;
+}
+
+// ---- the cut
+
+struct Cut {
+    uint32_t key;         // of the last token that is kept
+    uint32_t ties, kept;  // tokens with that key, and how many of them are kept, lowest ids first
+    uint64_t mass;        // of all that are kept
+};
+
+// Finds the digit where `target` (tokens, or mass) is reached when the bins are summed from the highest down, over all
+// blocks of the cluster. The result is in `s`, the same in every block.
+__device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t before_count, uint64_t before_mass, int rank, int cluster) {
+    cluster_sync();
+    // Each block sums its share of the bins; nobody else reads that share before the next barrier.
+    const int share = BINS / cluster;
+    for (int bin = rank * share + threadIdx.x; cluster > 1 && bin < (rank + 1) * share; bin += THREADS) {
+        uint32_t count = 0;
+        uint64_t mass = 0;
+        for (int other = 0; other < cluster; other++) {
+            count += of_rank(s.count[bin], other);
+            mass += static_cast<uint64_t>(of_rank(s.mass_high[bin], other)) << 32 | of_rank(s.mass_low[bin], other);
+        }
+        s.count[bin] = count;
+        s.mass_low[bin] = static_cast<uint32_t>(mass);
+        s.mass_high[bin] = static_cast<uint32_t>(mass >> 32);
+    }
+    cluster_sync();
+    uint32_t count[PER_THREAD];
+    uint64_t mass[PER_THREAD], count_sum = 0, mass_sum = 0;
+#pragma unroll
+    for (int j = 0; j < PER_THREAD; j++) {
+        const int bin = BINS - 1 - (threadIdx.x * PER_THREAD + j), owner = bin / share;
+        count[j] = of_rank(s.count[bin], owner);
+        mass[j] = static_cast<uint64_t>(of_rank(s.mass_high[bin], owner)) << 32 | of_rank(s.mass_low[bin], owner);
+        count_sum += count[j];
+        mass_sum += mass[j];
+    }
+    // Inclusive sums over the threads.
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    uint64_t counts = count_sum, masses = mass_sum;
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        const uint64_t c = __shfl_up_sync(FULL, counts, offset), m = __shfl_up_sync(FULL, masses, offset);
+        if (lane >= offset) counts += c, masses += m;
+    }
+    if (lane == WARP - 1) s.reduced[0][warp] = counts, s.reduced[1][warp] = masses;
+    __syncthreads();
+    for (int w = 0; w < warp; w++) counts += s.reduced[0][w], masses += s.reduced[1][w];
+    before_count += counts - count_sum;
+    before_mass += masses - mass_sum;
+#pragma unroll
+    for (int j = 0; j < PER_THREAD; j++) {
+        const uint64_t before = by_count ? before_count : before_mass, here = by_count ? count[j] : mass[j];
+        if (before < target && before + here >= target) {
+            s.digit = BINS - 1 - (threadIdx.x * PER_THREAD + j);
+            s.digit_count = count[j];
+            s.digit_mass = mass[j];
+            s.before_count = before_count;
+            s.before_mass = before_mass;
+        }
+        before_count += count[j];
+        before_mass += mass[j];
+    }
+    cluster_sync();
+}
+
+// Cuts the descending order where `target` tokens, or the mass `target`, is reached.
+template <class At, class Mass>
+__device__ Cut find_cut(Shared& s, bool by_count, uint64_t target, int elements, At at, Mass mass_of, int rank, int cluster) {
+    constexpr int BITS[3] = {11, 11, 10}, SHIFT[3] = {21, 10, 0};
+    uint32_t prefix = 0;
+    uint64_t before_count = 0, before_mass = 0;
+#pragma unroll
+    for (int level = 0; level < 3; level++) {
+        for (int bin = threadIdx.x; bin < BINS; bin += THREADS) s.count[bin] = s.mass_low[bin] = s.mass_high[bin] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < elements; i += THREADS) {
+            const float logit = at(i);
+            const uint32_t key = ordered(logit);
+            if (level > 0 && key >> (SHIFT[level] + BITS[level]) != prefix) continue;
+            const uint32_t bin = key >> SHIFT[level] & ((1u << BITS[level]) - 1);
+            const uint32_t mass = mass_of(logit);
+            atomicAdd(&s.count[bin], 1);
+            if (mass > 0 && atomicAdd(&s.mass_low[bin], mass) > ~mass) atomicAdd(&s.mass_high[bin], 1);
+        }
+        find_digit(s, by_count, target, before_count, before_mass, rank, cluster);
+        prefix = prefix << BITS[level] | s.digit;
+        before_count = s.before_count;
+        before_mass = s.before_mass;
+    }
+    const uint64_t ties = s.digit_count, each = s.digit_mass / max(ties, uint64_t(1));
+    uint64_t kept = by_count ? target - before_count : (target - before_mass + each - 1) / max(each, uint64_t(1));
+    kept = min(max(kept, uint64_t(1)), ties);
+    return {prefix, static_cast<uint32_t>(ties), static_cast<uint32_t>(kept), before_mass + kept * each};
+}
+
+// The id of the last of `kept` tokens with this key, which are fewer than there are: by bisection over the ids.
+template <class At>
+__device__ int last_tied(Shared& s, uint32_t key, uint32_t kept, int first, int elements, int vocab, At at, int cluster) {
+    int low = 0, high = vocab - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        uint32_t mine = 0;
+        for (int i = threadIdx.x; i < elements && first + i <= middle; i += THREADS) mine += ordered(at(i)) == key;
+        if (threadIdx.x == 0) s.tied = 0;
+        __syncthreads();
+        if (mine > 0) atomicAdd(&s.tied, mine);
+        cluster_sync();
+        uint32_t all = 0;
+        for (int rank = 0; rank < cluster; rank++) all += of_rank(s.tied, rank);
+        if (all >= kept) high = middle;
+        else low = middle + 1;
+        cluster_sync();
+    }
+    return low;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_constant__ SampleParams p) {
+    extern __shared__ __align__(16) float cache[];
+    __shared__ Shared s;
+    const int rank = cluster_rank(), row = blockIdx.x / p.cluster;
+    const int first = rank * p.slice, elements = max(0, min(p.slice, p.vocab - first));
+    const float* logits = p.logits + row * p.logits_stride + first;
+    pdl_wait();
+    pdl_launch();
+    const SampleRow r = p.rows[row];
+    int* counts = p.counts && r.counts_row >= 0 && r.counts_row < p.counts_rows ? p.counts + r.counts_row * p.counts_stride : nullptr;
+    const int* seen = counts ? counts + first : nullptr;
+
+    const bool greedy = !(r.temperature > 0.0f);
+    const bool cuts_count = !greedy && r.top_k > 0 && r.top_k < p.vocab, cuts_mass = !greedy && r.top_p < 1.0f;
+    const bool filtered = cuts_count || cuts_mass || (!greedy && r.min_p > 0.0f);
+    const bool noisy = !greedy && !filtered;
+    const float per_temperature = greedy ? 1.0f : __fdiv_rn(1.0f, r.temperature);
+
+    // One read of the slice: the largest logit, or at once the largest score.
+    uint64_t best = candidate(-INFINITY, 0);
+    float best_score = -INFINITY;
+    auto consider = [&](float logit, int i) {
+        float score = logit;
+        if (noisy) {
+            score = logit * per_temperature;
+            if (!(score + MAX_NOISE > best_score)) return;
+            score += gumbel(philox(first + i, r.position, r.seed));
+        }
+        // Written so that NaN is never taken.
+        if (score > best_score) {
+            best_score = score;
+            best = candidate(score, first + i);
+        }
+    };
+    if (p.packs) {
+#pragma unroll 4
+        for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
+            Pack<float> l = load_pack(logits + i);
+            if (seen) {
+                const Pack<int> c = load_pack(seen + i);
+#pragma unroll
+                for (int j = 0; j < 4; j++) l.v[j] = penalize(l.v[j], c.v[j], r);
+            }
+#pragma unroll
+            // Negative zero would be less than zero as a key.
+            for (int j = 0; j < 4; j++) consider(l.v[j] += 0.0f, i + j);
+            if (filtered && p.cached) store_pack(cache + i, l);
+        }
+    } else {
+        for (int i = threadIdx.x; i < elements; i += THREADS) {
+            const float l = (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f;
+            consider(l, i);
+            if (filtered && p.cached) cache[i] = l;
+        }
+    }
+    best = cluster_max(best, s, 0, p.cluster);
+
+    if (filtered) {
+        const float largest = unordered(static_cast<uint32_t>(best >> 32));
+        auto at = [&](int i) { return p.cached ? cache[i] : (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f; };
+        auto likelihood = [&](float logit) { return expf((logit - largest) * per_temperature); };
+        auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * MASS_ONE); };
+        Cut cut = {0, 0, 0, 0};
+        if (cuts_count) cut = find_cut(s, true, r.top_k, elements, at, mass_of, rank, p.cluster);
+        if (cuts_mass) {
+            uint64_t total = cut.mass;
+            if (!cuts_count) {
+                uint64_t mine = 0;
+                for (int i = threadIdx.x; i < elements; i += THREADS) mine += mass_of(at(i));
+                // The sum of the cluster by its bins: one bin per thread.
+                for (int bin = threadIdx.x; bin < BINS; bin += THREADS) s.count[bin] = s.mass_low[bin] = s.mass_high[bin] = 0;
+                s.mass_low[threadIdx.x] = static_cast<uint32_t>(mine);
+                s.mass_high[threadIdx.x] = static_cast<uint32_t>(mine >> 32);
+                s.count[threadIdx.x] = 1;
+                find_digit(s, true, static_cast<uint64_t>(THREADS) * p.cluster, 0, 0, rank, p.cluster);
+                total = s.before_mass + s.digit_mass;
+            }
+            const double wanted = ceil(static_cast<double>(fmaxf(r.top_p, 0.0f)) * static_cast<double>(total));
+            const uint64_t target = min(max(static_cast<uint64_t>(wanted), uint64_t(1)), total);
+            cut = find_cut(s, false, target, elements, at, mass_of, rank, p.cluster);
+        }
+        int last = p.vocab;
+        if (cut.kept < cut.ties) last = last_tied(s, cut.key, cut.kept, first, elements, p.vocab, at, p.cluster);
+        best = candidate(-INFINITY, 0);
+        best_score = -INFINITY;
+        for (int i = threadIdx.x; i < elements; i += THREADS) {
+            const float logit = at(i);
+            const uint32_t key = ordered(logit);
+            if (key < cut.key || (key == cut.key && first + i > last)) continue;
+            if (r.min_p > 0.0f && !(likelihood(logit) >= r.min_p)) continue;
+            float score = logit * per_temperature;
+            if (!(score + MAX_NOISE > best_score)) continue;
+            score += gumbel(philox(first + i, r.position, r.seed));
+            if (score > best_score) {
+                best_score = score;
+                best = candidate(score, first + i);
+            }
+        }
+        best = cluster_max(best, s, 1, p.cluster);
+    }
+
+    const int token = ~static_cast<uint32_t>(best);
+    if (rank == 0 && threadIdx.x == 0) {
+        p.out[row] = token;
+        if (counts) counts[token] += 1;
+    }
+    // Nobody leaves while others may read its shared memory.
+    cluster_sync();
+}

@@ -1,0 +1,150 @@
+//! The [`Backend`] of an NVIDIA GPU.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ferrum_kernels::{
+    Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight, host,
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+};
+
+use crate::{
+    attention,
+    context::Context,
+    linear, ops,
+    storage::{self, CudaStorage},
+    upload::Ring,
+};
+
+/// Computes on one GPU, in BF16 activations.
+pub struct CudaBackend {
+    cx: Context,
+    ring: Mutex<Ring>,
+}
+
+impl CudaBackend {
+    /// The backend of GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// When there is no driver, it is too old, or it knows no such GPU.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let cx = Context::open(ordinal)?;
+        let ring = Mutex::new(Ring::new(cx.device())?);
+        Ok(Self { cx, ring })
+    }
+
+    /// What the GPU is.
+    pub fn attributes(&self) -> &crate::driver::Attributes {
+        self.cx.device().attributes()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for CudaBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CudaBackend({})", self.attributes().name)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        crate::NAME
+    }
+
+    fn device(&self) -> DeviceInfo {
+        let a = self.attributes();
+        let (free, total) = self.cx.device().memory_bytes().unwrap_or((0, a.memory_bytes));
+        let (major, minor) = a.compute_capability;
+        let name = format!("{} (sm_{major}{minor}, {} SMs)", a.name, a.sms);
+        DeviceInfo { name, memory_total_bytes: total as u64, memory_available_bytes: free as u64, threads: a.sms as usize }
+    }
+
+    fn activation_dtype(&self) -> DType {
+        DType::BF16
+    }
+
+    fn kv_block_tokens(&self) -> usize {
+        64
+    }
+
+    fn max_step_tokens(&self) -> usize {
+        8192
+    }
+
+    fn quantizes_activations(&self) -> bool {
+        false
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(CudaStorage::zeroed(self.cx.stream(), bytes)?))
+    }
+
+    fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
+        host::check_copy(dst, src.len())?;
+        // SAFETY: the tensor lies within its storage and is as large as `src`.
+        unsafe { self.ring().upload(self.cx.stream(), storage::ptr(dst)?, src) }
+    }
+
+    fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
+        host::check_copy(src, dst.len())?;
+        // SAFETY: the tensor lies within its storage and is as large as `dst`.
+        unsafe { self.ring().download(self.cx.stream(), dst, storage::ptr(src)?) }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.cx.stream().synchronize()
+    }
+
+    fn prepare(&self, weight: Weight) -> Result<PreparedWeight> {
+        linear::prepare(&self.cx, &mut self.ring(), &weight)
+    }
+
+    fn embed(&self, op: &Embed) -> Result<()> {
+        linear::embed(&self.cx, op)
+    }
+
+    fn rms_norm(&self, op: &RmsNorm) -> Result<()> {
+        ops::rms_norm(&self.cx, op)
+    }
+
+    fn add_rms_norm(&self, op: &AddRmsNorm) -> Result<()> {
+        ops::add_rms_norm(&self.cx, op)
+    }
+
+    fn linear(&self, op: &Linear) -> Result<()> {
+        linear::run(&self.cx, op)
+    }
+
+    fn act_mul(&self, op: &ActMul) -> Result<()> {
+        ops::act_mul(&self.cx, op)
+    }
+
+    fn rope(&self, op: &Rope) -> Result<()> {
+        ops::rope(&self.cx, op)
+    }
+
+    fn kv_write(&self, op: &KvWrite) -> Result<()> {
+        ops::kv_write(&self.cx, op)
+    }
+
+    fn attention(&self, op: &Attention) -> Result<()> {
+        attention::run(&self.cx, op)
+    }
+
+    fn gather_rows(&self, op: &GatherRows) -> Result<()> {
+        ops::gather_rows(&self.cx, op)
+    }
+
+    fn softcap(&self, op: &Softcap) -> Result<()> {
+        ops::softcap(&self.cx, op)
+    }
+
+    fn sample(&self, op: &Sample) -> Result<()> {
+        ops::sample(&self.cx, op)
+    }
+}

@@ -1,0 +1,153 @@
+//! What every launcher works with: the device, the stream of the steps, kernels by name, scratch memory.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use ferrum_kernels::{DType, Error, Result};
+
+use crate::driver::{Device, DeviceBuffer, DevicePtr, Grid, Kernel, Module, Stream, error, fatbin};
+
+/// Scratch memory that one operation may use while it runs.
+const WORKSPACE_BYTES: usize = 128 << 20;
+/// Counters that are zero between operations.
+const COUNTER_BYTES: usize = 1 << 20;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Context {
+    device: Arc<Device>,
+    stream: Stream,
+    kernels: RwLock<HashMap<&'static str, Kernel>>,
+    modules: RwLock<HashMap<&'static str, Arc<Module>>>,
+    #[allow(dead_code)]
+    workspace: DeviceBuffer,
+    #[allow(dead_code)]
+    counters: DeviceBuffer,
+}
+
+impl Context {
+    /// # Errors
+    /// When there is no usable GPU, or no memory left on it.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        let stream = Stream::new(&device)?;
+        let workspace = DeviceBuffer::new(&device, WORKSPACE_BYTES)?;
+        let counters = DeviceBuffer::zeroed(&stream, COUNTER_BYTES)?;
+        Ok(Self { device, stream, kernels: RwLock::default(), modules: RwLock::default(), workspace, counters })
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Steps run on this stream, in order.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Scratch memory for `bytes`, not initialised, free again when the operation's last kernel has ended. Two kernels of
+    /// one operation may pass data in it. 256-byte aligned.
+    ///
+    /// # Errors
+    /// When that is more than there is: launchers choose their splits so that it is not.
+    #[allow(dead_code)]
+    pub fn workspace(&self, bytes: usize) -> Result<DevicePtr> {
+        within(&self.workspace, bytes)
+    }
+
+    /// `count` I32 counters, each 0 before the operation. Whoever raises them sets them back to 0.
+    ///
+    /// # Errors
+    /// When that is more than there are.
+    #[allow(dead_code)]
+    pub fn counters(&self, count: usize) -> Result<DevicePtr> {
+        within(&self.counters, 4 * count)
+    }
+
+    /// Whether `kernels/STEM.cu` is in this program and runs on this device.
+    #[allow(dead_code)]
+    pub fn has(&self, stem: &str) -> bool {
+        fatbin(stem).is_some() && (!stem.starts_with("sm90_") || self.device.is_hopper())
+    }
+
+    /// Queues kernel `name` of `kernels/STEM.cu` with one parameter struct. See [`Kernel::launch`].
+    ///
+    /// # Safety
+    /// As for [`Kernel::launch`].
+    ///
+    /// # Errors
+    /// When there is no such kernel for this device, or the launch is impossible.
+    pub unsafe fn launch<P: Copy>(&self, stem: &'static str, name: &'static str, grid: Grid, params: &P) -> Result<()> {
+        {
+            let kernels = self.kernels.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(kernel) = kernels.get(name) {
+                // SAFETY: the caller answers for the parameters.
+                return unsafe { kernel.launch(&self.stream, grid, params) };
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.kernel(stem, name)?.launch(&self.stream, grid, params) }
+    }
+
+    /// The kernel `name` of `kernels/STEM.cu`. The first call for a file loads it.
+    ///
+    /// # Errors
+    /// When there is no such kernel for this device.
+    pub fn kernel(&self, stem: &'static str, name: &'static str) -> Result<Kernel> {
+        if let Some(kernel) = self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(kernel.clone());
+        }
+        let kernel = self.module(stem)?.kernel(name)?;
+        self.kernels.write().unwrap_or_else(PoisonError::into_inner).insert(name, kernel.clone());
+        Ok(kernel)
+    }
+
+    fn module(&self, stem: &'static str) -> Result<Arc<Module>> {
+        let mut modules = self.modules.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(stem) {
+            return Ok(module.clone());
+        }
+        let fatbin = fatbin(stem).ok_or_else(|| error(format!("this program was built without the kernels of {stem}.cu")))?;
+        let module = Module::load(&self.device, fatbin)?;
+        modules.insert(stem, module.clone());
+        Ok(module)
+    }
+}
+
+#[allow(dead_code)]
+fn within(buffer: &DeviceBuffer, bytes: usize) -> Result<DevicePtr> {
+    if bytes <= buffer.len() {
+        return Ok(buffer.ptr());
+    }
+    Err(error(format!("an operation needs {bytes} bytes of scratch memory, and there are {}", buffer.len())))
+}
+
+/// An [`Error::Unsupported`] of this backend.
+pub(crate) fn unsupported(op: &'static str, what: impl Into<String>) -> Error {
+    Error::Unsupported { backend: crate::NAME, op, what: what.into() }
+}
+
+/// The float dtype that all of `dtypes` are.
+///
+/// # Errors
+/// [`Error::Unsupported`] when they differ.
+pub(crate) fn same_float<const N: usize>(op: &'static str, dtypes: [DType; N]) -> Result<DType> {
+    match dtypes.first() {
+        Some(&first) if first.is_float() && dtypes.iter().all(|&d| d == first) => Ok(first),
+        _ => Err(unsupported(op, format!("the dtypes {dtypes:?} together"))),
+    }
+}
+
+/// `STEM_f32`, `STEM_f16` or `STEM_bf16`.
+macro_rules! by_float {
+    ($dtype:expr, $stem:literal) => {
+        match $dtype {
+            ferrum_kernels::DType::F32 => concat!($stem, "_f32"),
+            ferrum_kernels::DType::F16 => concat!($stem, "_f16"),
+            _ => concat!($stem, "_bf16"),
+        }
+    };
+}
+pub(crate) use by_float;

@@ -1,0 +1,110 @@
+//! The kernels for what no faster one takes: `kernels/linear_naive.cu` and `embed_dense` of `kernels/copy.cu`.
+
+use ferrum_kernels::{DType, Result, Tensor, ops::Embed};
+
+use crate::{
+    context::{Context, by_float, unsupported},
+    driver::{DeviceBuffer, DevicePtr, Grid},
+    storage::{ptr, ptr_or_null, stride},
+};
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinearNaiveParams {
+    x: DevicePtr,
+    weight: DevicePtr,
+    bias: DevicePtr,
+    out: DevicePtr,
+    x_stride: i64,
+    out_stride: i64,
+    tokens: i32,
+    rows: i32,
+    cols: i32,
+}
+
+/// Output features of a block, one per warp.
+const ROWS: usize = 8;
+/// Tokens of a block: `TOKENS` of the kernel.
+const TOKENS: usize = 8;
+
+/// `out = x · wᵀ + bias` for a row-major weight of plain numbers.
+pub(super) fn linear(cx: &Context, x: &Tensor, (dtype, data): (DType, &DeviceBuffer), bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let kernel = match (x.dtype(), out.dtype()) {
+        (DType::F32, DType::F32) => match dtype {
+            DType::F32 => "linear_naive_f32_f32_f32",
+            DType::F16 => "linear_naive_f32_f16_f32",
+            _ => "linear_naive_f32_bf16_f32",
+        },
+        (DType::F16, DType::F16) => match dtype {
+            DType::F32 => "linear_naive_f16_f32_f16",
+            DType::F16 => "linear_naive_f16_f16_f16",
+            _ => "linear_naive_f16_bf16_f16",
+        },
+        (DType::F16, DType::F32) => match dtype {
+            DType::F32 => "linear_naive_f16_f32_f32",
+            DType::F16 => "linear_naive_f16_f16_f32",
+            _ => "linear_naive_f16_bf16_f32",
+        },
+        (DType::BF16, DType::BF16) => match dtype {
+            DType::F32 => "linear_naive_bf16_f32_bf16",
+            DType::F16 => "linear_naive_bf16_f16_bf16",
+            _ => "linear_naive_bf16_bf16_bf16",
+        },
+        (DType::BF16, DType::F32) => match dtype {
+            DType::F32 => "linear_naive_bf16_f32_f32",
+            DType::F16 => "linear_naive_bf16_f16_f32",
+            _ => "linear_naive_bf16_bf16_f32",
+        },
+        (from, to) => return Err(unsupported("linear", format!("{from} activations and {to} results"))),
+    };
+    let ([tokens, cols], rows) = ([x.shape()[0], x.shape()[1]], out.shape()[1]);
+    let params = LinearNaiveParams {
+        x: ptr(x)?,
+        weight: data.ptr(),
+        bias: ptr_or_null(bias)?,
+        out: ptr(out)?,
+        x_stride: stride(x, 0),
+        out_stride: stride(out, 0),
+        tokens: tokens as i32,
+        rows: rows as i32,
+        cols: cols as i32,
+    };
+    let blocks = [rows.div_ceil(ROWS) as u32, tokens.div_ceil(TOKENS) as u32, 1];
+    // SAFETY: the operation's contract holds, and the weight was uploaded whole.
+    unsafe { cx.launch("linear_naive", kernel, Grid { blocks, ..Grid::new(1, 32 * ROWS as u32) }, &params) }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EmbedDenseParams {
+    ids: DevicePtr,
+    table: DevicePtr,
+    out: DevicePtr,
+    out_stride: i64,
+    vocab: i32,
+    cols: i32,
+    scale: f32,
+}
+
+/// Rows of a table of plain numbers.
+pub(super) fn embed(cx: &Context, op: &Embed, dtype: DType, data: &DeviceBuffer) -> Result<()> {
+    let to = op.out.dtype();
+    let kernel = match dtype {
+        DType::F32 => by_float!(to, "embed_dense_f32"),
+        DType::F16 => by_float!(to, "embed_dense_f16"),
+        _ => by_float!(to, "embed_dense_bf16"),
+    };
+    let [tokens, cols] = [op.out.shape()[0], op.out.shape()[1]];
+    let params = EmbedDenseParams {
+        ids: ptr(op.ids)?,
+        table: data.ptr(),
+        out: ptr(op.out)?,
+        out_stride: stride(op.out, 0),
+        vocab: op.table.rows() as i32,
+        cols: cols as i32,
+        scale: op.scale,
+    };
+    let blocks = [cols.div_ceil(256) as u32, tokens as u32, 1];
+    // SAFETY: the operation's contract holds, and the table was uploaded whole.
+    unsafe { cx.launch("copy", kernel, Grid { blocks, ..Grid::new(1, 256) }, &params) }
+}
