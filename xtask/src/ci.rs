@@ -19,10 +19,11 @@ const STEPS: &[Step] = &[
         execute(Command::new(tools::ensure(root, &tools::CARGO_DENY)?).args(args).current_dir(root))
     }),
     ("cuda", cuda::ensure),
-    ("clippy", |root| cargo(root, "clippy --locked --workspace --all-targets -- -D warnings")),
+    ("clippy", |root| cargo(root, "clippy --locked --workspace --all-targets --features ferrum/cuda -- -D warnings")),
+    ("no cuda", |root| cargo(root, "clippy --locked --package ferrum --all-targets -- -D warnings")),
     // Tests on real weights look into `.models` and skip, saying so, when it is empty.
     ("model", |root| cargo(root, "run --locked --package ferrum -- pull --models-dir .models smollm2:135m")),
-    ("test", |root| cargo(root, "test --locked --workspace")),
+    ("test", |root| cargo(root, "test --locked --workspace --features ferrum/cuda")),
 ];
 
 /// Runs every step, whatever became of the others, so that one run shows all there is to correct.

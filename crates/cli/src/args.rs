@@ -62,9 +62,9 @@ pub struct EngineArgs {
     /// Activations of matrix products: what is fastest, or F32
     #[arg(long, value_enum, default_value_t = PrecisionArg::Auto)]
     pub precision: PrecisionArg,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = KvTypeArg::F16)]
-    pub kv_type: KvTypeArg,
+    /// Element type of the KV cache [default: bf16 on a GPU, else f16]
+    #[arg(long, value_enum)]
+    pub kv_type: Option<KvTypeArg>,
 }
 
 /// How long a context may be.
@@ -282,6 +282,8 @@ pub struct ManArgs {
 pub enum BackendArg {
     /// The fastest that this machine has
     Auto,
+    /// An NVIDIA GPU
+    Cuda,
     /// The processor's SIMD units
     Cpu,
     /// Every operation by its definition in f64, on one thread: slow, for checking

@@ -5,6 +5,7 @@ mod answer;
 mod args;
 mod commands;
 mod conversation;
+mod cuda;
 mod interrupt;
 mod open;
 mod output;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, thread};
 use anyhow::{Context, anyhow};
 use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_engine::{Engine, EngineOptions, MemoryPlan, SamplingParams};
-use ferrum_kernels::{Backend, ReferenceBackend};
+use ferrum_kernels::{Backend, DType, ReferenceBackend};
 use ferrum_models::{
     Checkpoint, Inspection,
     hub::{FilesKind, Hub, HubOptions, ModelRef},
@@ -14,7 +14,7 @@ use ferrum_models::{
 
 use crate::{
     args::{BackendArg, EngineArgs, HubArgs, PrecisionArg},
-    output, sampling,
+    cuda, output, sampling,
 };
 
 /// The context when nobody asks for one.
@@ -66,18 +66,31 @@ pub fn checkpoint(model: &str, args: &HubArgs) -> anyhow::Result<Checkpoint> {
 /// The backend that the flags ask for.
 ///
 /// # Errors
-/// When the number of threads is impossible.
+/// When there is no usable GPU and one was asked for, or the number of threads is impossible.
 pub fn backend(args: &EngineArgs) -> anyhow::Result<Arc<dyn Backend>> {
-    Ok(match args.backend {
-        BackendArg::Reference => Arc::new(ReferenceBackend),
-        BackendArg::Auto | BackendArg::Cpu => {
-            let precision = match args.precision {
-                PrecisionArg::Auto => Precision::Int8,
-                PrecisionArg::F32 => Precision::F32,
-            };
-            Arc::new(CpuBackend::new(CpuOptions { threads: args.threads, precision, ..CpuOptions::default() })?)
-        }
-    })
+    match args.backend {
+        BackendArg::Reference => Ok(Arc::new(ReferenceBackend)),
+        BackendArg::Cuda => cuda::backend(),
+        BackendArg::Cpu => cpu(args),
+        BackendArg::Auto => cuda::backend().or_else(|_| cpu(args)),
+    }
+}
+
+fn cpu(args: &EngineArgs) -> anyhow::Result<Arc<dyn Backend>> {
+    let precision = match args.precision {
+        PrecisionArg::Auto => Precision::Int8,
+        PrecisionArg::F32 => Precision::F32,
+    };
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads: args.threads, precision, ..CpuOptions::default() })?))
+}
+
+/// The element type of the KV cache: what the flags say, else half precision of the kind that the activations have.
+pub fn kv_dtype(args: &EngineArgs, backend: &dyn Backend) -> DType {
+    match args.kv_type {
+        Some(kv_type) => kv_type.dtype(),
+        None if backend.activation_dtype() == DType::BF16 => DType::BF16,
+        None => DType::F16,
+    }
 }
 
 /// What loading will take, and the context it is for: `context`, or the default for this model.
@@ -104,7 +117,7 @@ pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> 
     let checkpoint = checkpoint(model, hub)?;
     let backend = backend(engine)?;
     let (inspection, context) = inspect(&checkpoint, &*backend, need.context)?;
-    let mut options = options(engine, need, context);
+    let mut options = options(engine, &*backend, need, context);
     MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &options)?.check()?;
     for file in checkpoint.weights().table().files() {
         file.prefetch();
@@ -132,12 +145,12 @@ pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> 
 }
 
 /// The engine's options for these flags.
-pub fn options(engine: &EngineArgs, need: &Need, context: usize) -> EngineOptions {
+pub fn options(engine: &EngineArgs, backend: &dyn Backend, need: &Need, context: usize) -> EngineOptions {
     EngineOptions {
         max_context: Some(context),
         max_seqs: need.sequences.unwrap_or(1),
         max_logit_rows: need.logit_rows,
-        kv_dtype: engine.kv_type.dtype(),
+        kv_dtype: kv_dtype(engine, backend),
         ..EngineOptions::default()
     }
 }

@@ -54,5 +54,5 @@ template <class T> __device__ void softcap(const SoftcapParams& p) {
     if (index < p.width) x[index] = from_f32<T>(p.cap * tanhf(to_f32(x[index]) / p.cap));
 }
 
-FOR_EACH_FLOAT(act_mul, ActMulParams)
-FOR_EACH_FLOAT(softcap, SoftcapParams)
+FOR_EACH_FLOAT(act_mul, ActMulParams, 256)
+FOR_EACH_FLOAT(softcap, SoftcapParams, 256)

@@ -75,8 +75,9 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     return warp_sum(x);
 }
 
-// Defines the kernels `name_f32`, `name_f16` and `name_bf16`, which call `name<T>(p)` of parameter type `Params`.
-#define FOR_EACH_FLOAT(name, Params)                                                                    \
-    extern "C" __global__ void name##_f32(const __grid_constant__ Params p) { name<float>(p); }         \
-    extern "C" __global__ void name##_f16(const __grid_constant__ Params p) { name<f16>(p); }           \
-    extern "C" __global__ void name##_bf16(const __grid_constant__ Params p) { name<bf16>(p); }
+// Defines the kernels `name_f32`, `name_f16` and `name_bf16` of at most `threads` threads per block, which call
+// `name<T>(p)` of parameter type `Params`.
+#define FOR_EACH_FLOAT(name, Params, threads)                                                                     \
+    extern "C" __global__ void __launch_bounds__(threads) name##_f32(const __grid_constant__ Params p) { name<float>(p); } \
+    extern "C" __global__ void __launch_bounds__(threads) name##_f16(const __grid_constant__ Params p) { name<f16>(p); }   \
+    extern "C" __global__ void __launch_bounds__(threads) name##_bf16(const __grid_constant__ Params p) { name<bf16>(p); }

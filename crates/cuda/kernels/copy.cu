@@ -82,7 +82,7 @@ template <class W, class T> __device__ void embed_dense(const EmbedDenseParams& 
     extern "C" __global__ void embed_dense_##w##_##t(const __grid_constant__ EmbedDenseParams p) { embed_dense<W, T>(p); }
 #define EMBED_FROM(W, w) EMBED(W, w, float, f32) EMBED(W, w, f16, f16) EMBED(W, w, bf16, bf16)
 
-FOR_EACH_FLOAT(gather_rows, GatherRowsParams)
+FOR_EACH_FLOAT(gather_rows, GatherRowsParams, 256)
 KV_WRITE_FROM(float, f32)
 KV_WRITE_FROM(f16, f16)
 KV_WRITE_FROM(bf16, bf16)

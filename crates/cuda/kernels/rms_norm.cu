@@ -98,5 +98,5 @@ template <class T, bool ADD> __device__ void normalize(const RmsNormParams& p) {
 template <class T> __device__ void rms_norm(const RmsNormParams& p) { normalize<T, false>(p); }
 template <class T> __device__ void add_rms_norm(const RmsNormParams& p) { normalize<T, true>(p); }
 
-FOR_EACH_FLOAT(rms_norm, RmsNormParams)
-FOR_EACH_FLOAT(add_rms_norm, RmsNormParams)
+FOR_EACH_FLOAT(rms_norm, RmsNormParams, 512)
+FOR_EACH_FLOAT(add_rms_norm, RmsNormParams, 512)

@@ -35,4 +35,4 @@ template <class T> __device__ void rope(const RopeParams& p) {
     *b = from_f32<T>(va * sin + vb * cos);
 }
 
-FOR_EACH_FLOAT(rope, RopeParams)
+FOR_EACH_FLOAT(rope, RopeParams, 256)

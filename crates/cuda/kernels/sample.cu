@@ -33,6 +33,7 @@ struct SampleParams {
 };
 
 constexpr int THREADS = 512;
+constexpr int MAX_CLUSTER = 8;
 constexpr int BINS = 2048;
 constexpr int PER_THREAD = BINS / THREADS;
 constexpr int IN_PROMPT = 1 << 30;
@@ -75,7 +76,7 @@ template <class T> __device__ __forceinline__ T of_rank(const T& variable, int r
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     const T* there;
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(&variable), "r"(rank));
-    return *const_cast<const volatile T*>(there);
+    return *there;
 #else
     return variable;
 #endif
@@ -156,7 +157,9 @@ __device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t b
     for (int bin = rank * share + threadIdx.x; cluster > 1 && bin < (rank + 1) * share; bin += THREADS) {
         uint32_t count = 0;
         uint64_t mass = 0;
-        for (int other = 0; other < cluster; other++) {
+#pragma unroll
+        for (int other = 0; other < MAX_CLUSTER; other++) {
+            if (other >= cluster) break;
             count += of_rank(s.count[bin], other);
             mass += static_cast<uint64_t>(of_rank(s.mass_high[bin], other)) << 32 | of_rank(s.mass_low[bin], other);
         }

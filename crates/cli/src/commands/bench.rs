@@ -90,7 +90,8 @@ fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
         let backend = open::backend(&args.engine)?;
         let (loaded, _bytes): (Arc<dyn Model>, u64) = load_dummy(config, args.quant, &*backend, context)?;
         let model = format!("{} ({})", config.display(), DType::name(args.quant).to_ascii_lowercase());
-        return Ok((Engine::new(backend, loaded, open::options(&args.engine, &need, context))?, model));
+        let options = open::options(&args.engine, &*backend, &need, context);
+        return Ok((Engine::new(backend, loaded, options)?, model));
     }
     let model = args.model.clone().ok_or_else(|| anyhow!("name a model, or give --dummy-weights"))?;
     Ok((open::session(&model, &args.hub, &args.engine, &need)?.engine, model))

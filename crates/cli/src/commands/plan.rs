@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
-use ferrum_engine::MemoryPlan;
+use ferrum_engine::{EngineOptions, MemoryPlan};
+use ferrum_kernels::DType;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    args::{KvTypeArg, PlanArgs},
+    args::PlanArgs,
     open::{self, Need},
     output::{self, bytes},
 };
@@ -16,13 +17,13 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let backend = open::backend(&args.engine)?;
     let (inspection, context) = open::inspect(&checkpoint, &*backend, args.context.ctx)?;
     let need = Need { sequences: Some(args.sequences), ..Need::default() };
-    let plan_of = |kv_type: KvTypeArg| {
-        let mut engine = args.engine.clone();
-        engine.kv_type = kv_type;
-        MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &open::options(&engine, &need, context))
+    let plan_of = |kv_dtype: DType| {
+        let options = EngineOptions { kv_dtype, ..open::options(&args.engine, &*backend, &need, context) };
+        MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &options)
     };
-    let plan = plan_of(args.engine.kv_type)?;
-    let by_type = [("f32", KvTypeArg::F32), ("f16", KvTypeArg::F16), ("bf16", KvTypeArg::Bf16)];
+    let kv_dtype = open::kv_dtype(&args.engine, &*backend);
+    let plan = plan_of(kv_dtype)?;
+    let by_type = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
     let fits = by_type.into_iter().map(|(name, kind)| Ok((name, plan_of(kind)?))).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {
         let longest: Map<String, Value> = fits.iter().map(|(name, p)| ((*name).to_owned(), p.max_context_that_fits.into())).collect();
@@ -34,7 +35,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
             "context": context,
             "max_context": inspection.info.max_context,
             "sequences": args.sequences,
-            "kv_type": args.engine.kv_type.dtype().name().to_ascii_lowercase(),
+            "kv_type": kv_dtype.name().to_ascii_lowercase(),
             "weights_bytes": plan.weights_bytes,
             "kv_bytes_per_token": plan.kv_bytes_per_token,
             "kv_tokens": plan.kv_tokens,

@@ -46,6 +46,12 @@ pub fn check(call: &str, result: sys::CUresult) -> Result<()> {
     Err(error(format!("{call}: {words} ({result:?})")))
 }
 
+/// Whether cuBLASLt can be opened.
+pub fn has_cublaslt() -> bool {
+    // SAFETY: looks for the library and loads it, which runs its initialisers and nothing of ours.
+    unsafe { cudarc::cublaslt::sys::is_culib_present() }
+}
+
 /// An error of this backend.
 pub(crate) fn error(reason: impl Into<String>) -> Error {
     Error::Device { backend: crate::NAME, reason: reason.into() }

@@ -78,8 +78,23 @@ pub(crate) fn add_rms_norm(cx: &Context, op: &AddRmsNorm) -> Result<()> {
     unsafe { cx.launch("rms_norm", by_float!(dtype, "add_rms_norm"), grid(op.x.shape()[0], cols, dtype.block_bytes()), &params) }
 }
 
-/// One block per row: as few threads as hold the row in one pack each, up to 1024.
+/// The launch bound of the kernels.
+const MAX_THREADS: usize = 512;
+
+/// One block per row, with as many threads as share its packs evenly.
 fn grid(rows: usize, cols: usize, element_bytes: usize) -> Grid {
     let packs = (cols * element_bytes).div_ceil(16);
-    Grid::new(rows, packs.next_multiple_of(32).clamp(32, 1024) as u32)
+    let per_thread = packs.div_ceil(MAX_THREADS).max(1);
+    Grid::new(rows, packs.div_ceil(per_thread).next_multiple_of(32).max(32) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_share_a_row_evenly() {
+        assert_eq!([1, 576, 4096, 5120, 8192, 16_384].map(|cols| grid(3, cols, 2).threads), [32, 96, 512, 320, 512, 512]);
+        assert_eq!(grid(3, 1 << 20, 4).threads, 512);
+    }
 }
