@@ -35,4 +35,4 @@ pub use request::{MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_TOKENS, Request, SamplingPa
 pub use scheduler::{Counts, Limits, Outcome, Scheduler};
 pub use sequence::{ContextFull, FinishReason, Finished, NewSequence};
 pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopStrings};
-pub use text::{Answer, TextStream};
+pub use text::{Answer, TextOptions, TextStream};

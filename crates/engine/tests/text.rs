@@ -5,8 +5,8 @@ mod common;
 use std::{ops::ControlFlow, sync::Arc};
 
 use common::{VOCAB, engine, expected};
-use ferrum_engine::{Answer, Engine, EngineOptions, Error, FinishReason, Request, SamplingParams, SubmitError};
-use ferrum_models::text::{GgufVocab, Tokenizer};
+use ferrum_engine::{Answer, Engine, EngineOptions, Error, FinishReason, Request, SamplingParams, SubmitError, TextOptions};
+use ferrum_models::text::{GgufVocab, Position, Tokenizer};
 
 /// An end token, the four bytes of 🙂 and the two of é one token each, then single ASCII characters.
 fn tokenizer() -> Arc<Tokenizer> {
@@ -32,6 +32,10 @@ fn long(seed: u64) -> Request {
     Request { ignore_eos: true, ..request(seed, 40) }
 }
 
+fn continuation(stops: &[String]) -> TextOptions<'_> {
+    TextOptions { position: Position::Continuation, stops }
+}
+
 /// Runs a request, and checks that the streamed text is the answer's.
 fn run(engine: &mut Engine, tokenizer: &Arc<Tokenizer>, request: Request, stops: &[&str]) -> Answer {
     let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
@@ -40,7 +44,7 @@ fn run(engine: &mut Engine, tokenizer: &Arc<Tokenizer>, request: Request, stops:
         streamed += text;
         ControlFlow::Continue(())
     };
-    let answer = engine.generate(tokenizer, request, &stops, show).unwrap();
+    let answer = engine.generate(tokenizer, request, continuation(&stops), show).unwrap();
     assert_eq!(streamed, answer.text);
     assert!(!engine.has_work());
     engine.check_integrity().unwrap();
@@ -86,13 +90,15 @@ fn a_caller_can_cancel_after_any_step() {
     let tokenizer = tokenizer();
     let mut engine = engine_of(&tokenizer);
     for steps in 1..8 {
-        let mut left = steps;
-        let stop = |_: &str| {
+        let (mut left, mut streamed) = (steps, String::new());
+        let stop = |text: &str| {
+            streamed += text;
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let answer = engine.generate(&tokenizer, long(3), &[], stop).unwrap();
+        let answer = engine.generate(&tokenizer, long(3), continuation(&[]), stop).unwrap();
         assert_eq!((answer.finished.reason, answer.tokens.len()), (FinishReason::Cancelled, steps));
+        assert_eq!(streamed, answer.text);
         engine.check_integrity().unwrap();
         assert_eq!(engine.blocks().0, engine.blocks().1);
     }
@@ -102,9 +108,9 @@ fn a_caller_can_cancel_after_any_step() {
 fn wrong_calls_are_refused() {
     let tokenizer = tokenizer();
     let mut engine = engine_of(&tokenizer);
-    let result = engine.generate(&tokenizer, request(1, 5), &[String::new()], |_| ControlFlow::Continue(()));
+    let result = engine.generate(&tokenizer, request(1, 5), continuation(&[String::new()]), |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(Error::Request(SubmitError::Invalid { field: "stop", .. }))));
     engine.submit(request(1, 5)).unwrap();
-    let result = engine.generate(&tokenizer, request(1, 5), &[], |_| ControlFlow::Continue(()));
+    let result = engine.generate(&tokenizer, request(1, 5), continuation(&[]), |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(Error::InUse)));
 }

@@ -7,20 +7,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ferrum_engine::{FinishReason, SamplingParams};
+use ferrum_engine::{FinishReason, SamplingParams, TextOptions};
 use ferrum_models::{hub::HubOptions, text::Position};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Value, json};
 
 use super::run;
-use crate::{
-    answer::{TextOptions, answer},
-    args::RunArgs,
-    conversation::Conversation,
-    interrupt,
-    open::Session,
-    output,
-};
+use crate::{answer::answer, args::RunArgs, conversation::Conversation, interrupt, open::Session, output};
 
 const HELP: &str = "\
 /system [TEXT]       show or set the system message (starts the conversation over)
@@ -95,8 +88,9 @@ impl Chat<'_> {
         let mut request = run::request(self.args, self.sampling.clone(), ids, keep);
         request.max_tokens = self.max_tokens;
         let options = TextOptions { position: Position::Start, stops: &self.args.stop };
+        let submitted = asked.elapsed();
         let caught = interrupt::Catch::new();
-        let result = answer(&mut self.session, request, options, &mut |text| output::text(text));
+        let result = answer(&mut self.session, request, options, output::text);
         drop(caught);
         let answer = match result {
             Ok(answer) => answer,
@@ -107,11 +101,11 @@ impl Chat<'_> {
         };
         output::text("\n")?;
         self.conversation.answered(&answer.text, &answer.tokens);
-        if answer.finish == FinishReason::Cancelled {
+        if answer.finished.reason == FinishReason::Cancelled {
             eprintln!("(stopped)");
         }
         if self.args.stats {
-            let first = (answer.first_token - asked).as_secs_f64();
+            let first = (submitted + answer.prompt_time).as_secs_f64();
             eprintln!("first token after {first:.2} s · {}", run::stats(&answer));
         }
         run::context_full(&self.session, &answer)

@@ -6,13 +6,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ferrum_engine::{ContextFull, FinishReason, Request, SamplingParams, StopStrings, TokenLogprobs};
+use ferrum_engine::{Answer, ContextFull, FinishReason, Request, SamplingParams, StopStrings, TextOptions, TokenLogprobs};
 use ferrum_models::text::{EncodeOptions, Position};
 use serde_json::{Value, json};
 
 use super::repl;
 use crate::{
-    answer::{Answer, TextOptions, answer},
+    answer::answer,
     args::RunArgs,
     conversation::Conversation,
     open::{self, Need, Session},
@@ -40,10 +40,11 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
     };
     let request = request(args, sampling, ids.clone(), keep);
     let position = if args.raw { Position::Continuation } else { Position::Start };
-    let mut show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
-    let answer = answer(&mut session, request, TextOptions { position, stops: &args.stop }, &mut show)?;
+    let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
+    let submitted = started.elapsed();
+    let answer = answer(&mut session, request, TextOptions { position, stops: &args.stop }, show)?;
 
-    let ttft_s = (answer.first_token - started).as_secs_f64();
+    let ttft_s = (submitted + answer.prompt_time).as_secs_f64();
     if args.json {
         output::json(&as_json(args, &ids, &answer, load_s, ttft_s))?;
     } else if !answer.text.ends_with('\n') && (!args.raw || io::stdout().is_terminal()) {
@@ -71,8 +72,8 @@ pub fn request(args: &RunArgs, sampling: SamplingParams, prompt: Vec<u32>, keep:
 pub fn stats(answer: &Answer) -> String {
     format!(
         "prompt {} tokens ({} reused), {:.1} tok/s · answer {} tokens, {:.1} tok/s",
-        answer.prompt_tokens,
-        answer.reused_tokens,
+        answer.finished.prompt_tokens,
+        answer.finished.reused_tokens,
         answer.prompt_rate(),
         answer.tokens.len(),
         answer.generation_rate()
@@ -82,7 +83,7 @@ pub fn stats(answer: &Answer) -> String {
 /// # Errors
 /// When the answer ended because there was no room for more.
 pub fn context_full(session: &Session, answer: &Answer) -> anyhow::Result<()> {
-    if answer.finish != FinishReason::Context {
+    if answer.finished.reason != FinishReason::Context {
         return Ok(());
     }
     let (context, longest) = (session.engine.max_context(), session.engine.model_info().max_context);
@@ -126,10 +127,10 @@ fn as_json(args: &RunArgs, ids: &[u32], answer: &Answer, load_s: f64, ttft_s: f6
         "text": answer.text,
         "prompt_tokens": ids,
         "tokens": answer.tokens,
-        "finish_reason": answer.finish.as_str(),
+        "finish_reason": answer.finished.reason.as_str(),
         "timings": {
             "load_s": load_s,
-            "prompt_tokens": answer.prompt_tokens,
+            "prompt_tokens": answer.finished.prompt_tokens,
             "prompt_s": answer.prompt_time.as_secs_f64(),
             "prompt_tok_s": answer.prompt_rate(),
             "ttft_s": ttft_s,

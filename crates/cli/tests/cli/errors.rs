@@ -1,8 +1,10 @@
 //! What cannot be done is one clear sentence and exit code 1.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use crate::common::{error, ferrum, fixture, with};
+use serde_json::{Value, json};
+
+use crate::common::{error, ferrum, fixture, read_json, with};
 
 #[test]
 fn unknown_models() {
@@ -49,6 +51,45 @@ fn broken_files() {
     assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("tokenizer.json"));
     fs::write(folder.join("config.json"), "[]").unwrap();
     assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("config.json"));
+}
+
+/// A copy of the tiny Llama 3 folder with one key of its `config.json` set.
+fn with_config(dir: &Path, key: &str, value: Value) -> String {
+    for file in fs::read_dir(fixture("llama3")).unwrap().map(|f| f.unwrap().path()) {
+        fs::copy(&file, dir.join(file.file_name().unwrap())).unwrap();
+    }
+    let mut config = read_json(dir.join("config.json"));
+    config[key] = value;
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    dir.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn config_keys_that_would_change_the_result_are_honoured_or_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (key, value, about) in [
+        ("attention_sink_size", json!(4), "attention_sink_size"),
+        ("hidden_act", json!("relu"), "hidden_act"),
+        ("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0}), "spiral"),
+        ("pretraining_tp", json!(2), "pretraining_tp"),
+        ("num_attention_heads", json!(0), "num_attention_heads"),
+        ("hidden_size", json!("64"), "hidden_size"),
+        ("model_type", json!("mamba"), "mamba"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "gptq"),
+        // The files do not hold what these ask for.
+        ("num_hidden_layers", json!(3), "model.layers.2."),
+        ("num_hidden_layers", json!(1), "model.layers.1."),
+        ("intermediate_size", json!(128), "128"),
+    ] {
+        let model = with_config(dir.path(), key, value);
+        for command in [&["run", &model, "x", "--raw"][..], &["plan", &model]] {
+            let text = error(command);
+            assert!(text.contains(about), "{key}: {text}");
+        }
+    }
+    // What says nothing about the result is no reason to refuse.
+    let model = with_config(dir.path(), "torch_dtype", json!("bfloat16"));
+    assert!(ferrum(&["run", &model, "x", "--raw", "-n", "1"]).status.success());
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Through the binary, as users call it: tiny models of the repository, and SmolLM2 where `.models/` has it.
 
+#[cfg(target_os = "linux")]
+mod chat;
 mod common;
 mod errors;
 mod inspect;
 mod measure;
 mod real;
 mod run;
+#[cfg(target_os = "linux")]
+mod terminal;

@@ -102,6 +102,45 @@ fn seeds_decide_the_answer() {
 }
 
 #[test]
+fn every_sampling_flag_is_honoured() {
+    let model = fixture("qwen2");
+    let run = |flags: &[&str]| {
+        let hot = ["run", &model, "x", "--raw", "--json", "-n", "48", "--ignore-eos", "--seed", "5", "--top-k=0", "--top-p=1", "--min-p=0"];
+        ids(&json(&with(&hot, flags))["tokens"])
+    };
+    let greedy = run(&["--temperature=0"]);
+    let drawn = run(&["--temperature=3"]);
+    assert_ne!(drawn, greedy);
+    // Each of them leaves one candidate only.
+    for flag in ["--top-k=1", "--top-p=0", "--min-p=1"] {
+        let hot = ["run", &model, "x", "--raw", "--json", "-n", "48", "--ignore-eos", "--temperature=3", flag];
+        assert_eq!(ids(&json(&hot)["tokens"]), greedy, "{flag}");
+    }
+    let repeats = |tokens: &[u64]| tokens.len() - tokens.iter().collect::<std::collections::HashSet<_>>().len();
+    for flag in ["--repeat-penalty=10", "--presence-penalty=2", "--frequency-penalty=2"] {
+        let tokens = run(&["--temperature=0", flag]);
+        assert!(tokens != greedy && repeats(&tokens) < repeats(&greedy), "{flag}: {tokens:?} {greedy:?}");
+    }
+    for flags in [["--threads=1"], ["--threads=3"]] {
+        assert_eq!(run(&with(&["--temperature=3"], &flags)), drawn, "threads change nothing");
+    }
+}
+
+#[test]
+fn the_answer_ends_at_the_end_token_unless_told_otherwise() {
+    let model = fixture("llama3");
+    let run = |seed: u64, flags: &[&str]| {
+        let seed = seed.to_string();
+        json(&with(&["run", &model, "x", "--raw", "--json", "-n", "120", "--temperature", "50", "--top-k=0", "--seed", &seed], flags))
+    };
+    // At this temperature each of 320 tokens is drawn about as often as the others.
+    let ended = (0..20).find(|&seed| run(seed, &[])["finish_reason"] == "stop").unwrap();
+    let (short, long) = (ids(&run(ended, &[])["tokens"]), ids(&run(ended, &["--ignore-eos"])["tokens"]));
+    assert!(short.len() < long.len() && long.starts_with(&short));
+    assert_eq!(long.len(), 120);
+}
+
+#[test]
 fn stop_texts_end_the_answer_and_are_not_part_of_it() {
     let model = fixture("llama3");
     let base = ["run", &model, "a counter", "--raw", "--json", "-n", "40", "--seed", "3", "--temperature", "1", "--ignore-eos"];

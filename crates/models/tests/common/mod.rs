@@ -66,6 +66,7 @@ impl Session {
 /// Name and values of an intermediate tensor.
 pub type Tapped = (String, Vec<f32>);
 
+#[allow(dead_code, reason = "not every test binary uses every helper")]
 pub fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32
 }
