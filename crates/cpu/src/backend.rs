@@ -119,6 +119,10 @@ impl Backend for CpuBackend {
         self.int8
     }
 
+    fn workspace_bytes(&self, cols: usize) -> usize {
+        linear::Scratch::bytes(self.how(), self.pool.workers(), cols)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(CpuStorage::zeroed(bytes)?))
     }

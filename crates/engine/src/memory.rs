@@ -15,7 +15,7 @@ pub struct MemoryPlan {
     /// Tokens that the KV cache holds
     pub kv_tokens: u64,
     pub kv_bytes: u64,
-    /// Activations, logits and index arrays
+    /// Activations, logits, index arrays, and what the backend's operations keep for themselves
     pub scratch_bytes: u64,
     pub total_bytes: u64,
     pub available_bytes: u64,
@@ -33,7 +33,9 @@ impl MemoryPlan {
         let kv_bytes_per_token = info.kv_bytes_per_token(options.kv_dtype) as u64;
         let kv_bytes = KvCache::bytes(info, options.kv_dtype, sizes.blocks, sizes.block_tokens) as u64;
         let activations = Scratch::bytes(info, backend.activation_dtype(), sizes.max_step_tokens, sizes.max_logit_rows);
-        let scratch_bytes = (activations + sizes.index_elements() * DType::I32.block_bytes()) as u64;
+        let indices = sizes.index_elements() * DType::I32.block_bytes();
+        let workspace = backend.workspace_bytes(info.hidden.max(info.inner).max(info.heads * info.head_dim));
+        let scratch_bytes = (activations + indices + workspace) as u64;
         let available_bytes = backend.device().memory_available_bytes;
         let left = available_bytes.saturating_sub(weights_bytes).saturating_sub(scratch_bytes);
         let whole_blocks = left / (kv_bytes_per_token * sizes.block_tokens as u64).max(1);

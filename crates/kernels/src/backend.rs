@@ -40,6 +40,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Whether `linear` rounds activations to 8 bits for packed weights, which loosens its tolerance.
     fn quantizes_activations(&self) -> bool;
 
+    /// Bytes that operations keep for themselves once weights of up to `cols` columns are prepared: part of the memory plan.
+    fn workspace_bytes(&self, _cols: usize) -> usize {
+        0
+    }
+
     /// `bytes` of memory, zeroed.
     ///
     /// # Errors

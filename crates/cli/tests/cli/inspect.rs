@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{fixture, json, text};
+use crate::common::{fixture, json, text, with};
 
 #[test]
 fn show_describes_folders_and_gguf_alike() {
@@ -43,6 +43,9 @@ fn plans_add_up() {
     assert_eq!((plan["fits"].as_bool(), n("max_context_that_fits")), (Some(true), 256));
     let f32 = json(&["plan", &model, "--json", "--ctx", "128", "--kv-type", "f32", "--sequences", "4"]);
     assert_eq!(f32["kv_bytes"].as_u64().unwrap(), 8 * n("kv_bytes"));
+    // The CPU's 8-bit activations, which the reference does not have.
+    let scratch = |flags: &[&str]| json(&with(&["plan", &model, "--json"], flags))["scratch_bytes"].as_u64().unwrap();
+    assert!(scratch(&["--backend", "cpu", "--threads", "1"]) > scratch(&["--backend", "reference"]));
     assert!(text(&["plan", &model]).contains("KV cache"));
 }
 

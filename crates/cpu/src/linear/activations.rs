@@ -80,6 +80,12 @@ pub(super) struct Activations {
 }
 
 impl Activations {
+    /// What [`Activations::reserve`] takes.
+    pub fn bytes(tokens: usize, cols: usize) -> usize {
+        let block = BLOCK + 4 * size_of::<f32>() + size_of::<i32>();
+        tokens * (cols.div_ceil(BLOCK) * block + size_of::<Outliers>())
+    }
+
     /// Makes room for `tokens` rows of `cols`, so that later calls with no more allocate nothing.
     pub fn reserve(&mut self, tokens: usize, cols: usize) {
         let blocks = tokens * cols.div_ceil(BLOCK);
@@ -232,4 +238,17 @@ unsafe fn mean_magnitude(x: *const f32, blocks: usize) -> f32 {
 #[target_feature(enable = "avx2")]
 fn above(v: __m256, threshold: f32) -> __m256 {
     _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_andnot_ps(_mm256_set1_ps(-0.0), v), _mm256_set1_ps(threshold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_counts_what_is_reserved() {
+        let mut a = Activations::default();
+        a.reserve(7, 96);
+        let floats = a.scales.len() + a.sums.len() + a.half_sums.len();
+        assert_eq!(Activations::bytes(7, 96), a.codes.len() + 4 * (floats + a.minus_codes.len()) + size_of_val(&a.outliers[..]));
+    }
 }

@@ -89,6 +89,14 @@ impl Scratch {
         }
     }
 
+    /// What a scratch for `workers` takes once [`prepare`] has seen weights of up to `cols` columns.
+    pub fn bytes(how: How, workers: usize, cols: usize) -> usize {
+        let rows = if how.simd == Simd::Portable { workers * cols * size_of::<f32>() } else { 0 };
+        #[cfg(target_arch = "x86_64")]
+        let rows = rows + workers * size_of::<x86::Tile>() + if how.int8 { activations::Activations::bytes(MAX_TOKENS, cols) } else { 0 };
+        rows
+    }
+
     fn reserve(&mut self, how: How, tokens: usize, cols: usize) {
         #[cfg(target_arch = "x86_64")]
         if how.int8 {
