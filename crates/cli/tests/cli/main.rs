@@ -4,6 +4,7 @@
 mod chat;
 mod common;
 mod errors;
+mod hub;
 mod inspect;
 mod measure;
 mod real;
