@@ -7,6 +7,7 @@ mod attention;
 mod backend;
 mod context;
 pub mod driver;
+mod lanes;
 mod linear;
 mod ops;
 mod storage;

@@ -1,15 +1,20 @@
-//! Small copies to and from the device that do not wait for it.
+//! Copies to and from the device. Those to it do not wait for it.
 
 use std::sync::Arc;
 
 use ferrum_kernels::Result;
 
-use crate::driver::{Device, DevicePtr, Event, PinnedBuffer, Stream};
+use crate::{
+    driver::{Device, DevicePtr, Event, PinnedBuffer, Stream},
+    lanes::Lanes,
+};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS: usize = 8;
 /// Sources start at multiples of this.
 const ALIGN_BYTES: usize = 256;
+/// From this size on, several threads are worth their start.
+const LARGE_BYTES: usize = 2 << 20;
 
 /// A ring of pinned memory. A copy is queued from a piece of it, and the piece is used again only when the copy has run.
 #[derive(Debug)]
@@ -18,6 +23,7 @@ pub(crate) struct Ring {
     current: usize,
     used: usize,
     landing: PinnedBuffer,
+    lanes: Option<Lanes>,
 }
 
 #[derive(Debug)]
@@ -33,10 +39,10 @@ impl Ring {
     pub fn new(device: &Arc<Device>) -> Result<Self> {
         let chunk = || Ok(Chunk { memory: PinnedBuffer::new(device, CHUNK_BYTES)?, done: Event::new(device)? });
         let chunks = (0..CHUNKS).map(|_| chunk()).collect::<Result<_>>()?;
-        Ok(Self { chunks, current: 0, used: 0, landing: PinnedBuffer::new(device, CHUNK_BYTES)? })
+        Ok(Self { chunks, current: 0, used: 0, landing: PinnedBuffer::new(device, CHUNK_BYTES)?, lanes: None })
     }
 
-    /// Queues a copy of `src`, which is free again on return.
+    /// Queues a copy of `src`, which is free again on return, in the order of `stream`.
     ///
     /// # Safety
     /// `dst` has `src.len()` bytes in live device memory.
@@ -44,6 +50,14 @@ impl Ring {
     /// # Errors
     /// When an earlier operation on the stream failed.
     pub unsafe fn upload(&mut self, stream: &Stream, dst: DevicePtr, src: &[u8]) -> Result<()> {
+        if src.len() >= LARGE_BYTES {
+            let lanes = match &mut self.lanes {
+                Some(lanes) => lanes,
+                none => none.insert(Lanes::new(stream.device())?),
+            };
+            // SAFETY: the caller answers for `dst`.
+            return unsafe { lanes.upload(stream, dst, src) };
+        }
         let (mut dst, mut rest) = (dst, src);
         while !rest.is_empty() {
             if self.used == CHUNK_BYTES {
