@@ -41,10 +41,14 @@ constexpr int IN_PROMPT = 1 << 30;
 constexpr float MAX_NOISE = 16.7f;
 constexpr float MASS_ONE = 2147483648.0f;
 
-struct Shared {
+// Of one digit of the keys: how many tokens have it, and their mass in 64 bits.
+struct Histogram {
     uint32_t count[BINS], mass_low[BINS], mass_high[BINS];
+};
+
+struct Shared {
     uint64_t reduced[2][THREADS / WARP];
-    uint64_t best[2];
+    uint64_t best[2][2];
     uint32_t tied;
     // The digit where the cut lies, and what comes before it.
     uint32_t digit, digit_count;
@@ -116,6 +120,13 @@ __device__ __forceinline__ float gumbel(uint32_t bits) {
     return -logf(-logf(u));
 }
 
+// Whether the noise of these bits is surely less than `least`: cheaper than the noise. Its u is below exp(-exp(-least)),
+// with room for the error of the fast functions.
+__device__ __forceinline__ bool noise_is_less(uint32_t bits, float least) {
+    const float u = static_cast<float>(bits >> 9) * (1.0f / 8388608.0f);
+    return u < __expf(-__expf(-least)) * (1.0f - 1e-5f) - 1e-5f;
+}
+
 __device__ __forceinline__ float penalize(float logit, int count, const SampleRow& r) {
     const int generated = count & (IN_PROMPT - 1);
     if (count != 0) logit = logit > 0.0f ? __fdiv_rn(logit, r.repetition_penalty) : logit * r.repetition_penalty;
@@ -125,32 +136,52 @@ __device__ __forceinline__ float penalize(float logit, int count, const SampleRo
 
 // ---- reductions
 
-// The largest value over the cluster, in every thread. `turn` alternates between calls, so that one barrier is enough.
-__device__ uint64_t cluster_max(uint64_t x, Shared& s, int turn, int cluster) {
+// The largest values over the cluster, in every thread. `turn` alternates between calls, so that one barrier is enough.
+__device__ void cluster_max(uint64_t& x, uint64_t& y, Shared& s, int turn, int cluster) {
+    auto larger = [](uint64_t& value, int lanes) {
 #pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(FULL, x, offset));
-    if (threadIdx.x % WARP == 0) s.reduced[turn][threadIdx.x / WARP] = x;
+        for (int offset = lanes / 2; offset > 0; offset /= 2) value = max(value, __shfl_xor_sync(FULL, value, offset));
+    };
+    larger(x, WARP);
+    larger(y, WARP);
+    if (threadIdx.x % WARP == 0) s.reduced[0][threadIdx.x / WARP] = x, s.reduced[1][threadIdx.x / WARP] = y;
     __syncthreads();
-    x = s.reduced[turn][threadIdx.x % (THREADS / WARP)];
-#pragma unroll
-    for (int offset = THREADS / WARP / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(FULL, x, offset));
-    if (threadIdx.x == 0) s.best[turn] = x;
+    x = s.reduced[0][threadIdx.x % (THREADS / WARP)];
+    y = s.reduced[1][threadIdx.x % (THREADS / WARP)];
+    larger(x, THREADS / WARP);
+    larger(y, THREADS / WARP);
+    if (threadIdx.x == 0) s.best[turn][0] = x, s.best[turn][1] = y;
     cluster_sync();
-    for (int rank = 0; rank < cluster; rank++) x = max(x, of_rank(s.best[turn], rank));
-    return x;
+#pragma unroll
+    for (int rank = 0; rank < MAX_CLUSTER; rank++) {
+        if (rank >= cluster) break;
+        x = max(x, of_rank(s.best[turn][0], rank));
+        y = max(y, of_rank(s.best[turn][1], rank));
+    }
 }
 
 // ---- the cut
 
 struct Cut {
-    uint32_t key;         // of the last token that is kept
+    uint32_t key;         // of the last token that is kept, or less than it and more than the next one's
     uint32_t ties, kept;  // tokens with that key, and how many of them are kept, lowest ids first
     uint64_t mass;        // of all that are kept
 };
 
-// Finds the digit where `target` (tokens, or mass) is reached when the bins are summed from the highest down, over all
-// blocks of the cluster. The result is in `s`, the same in every block.
-__device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t before_count, uint64_t before_mass, int rank, int cluster) {
+// What is to be reached from the top: a number of tokens, or a fraction of the mass (0: of tokens).
+struct Target {
+    uint64_t tokens;
+    double fraction;
+    uint64_t mass;  // the fraction's mass; known after the first digit if it was 0 before
+};
+
+__device__ __forceinline__ uint64_t mass_of_bin(const Histogram& h, int bin, int rank) {
+    return static_cast<uint64_t>(of_rank(h.mass_high[bin], rank)) << 32 | of_rank(h.mass_low[bin], rank);
+}
+
+// Finds the digit where the target is reached when the bins are summed from the highest down, over all blocks of the
+// cluster. The result is in `s`, the same in every block.
+__device__ void find_digit(Shared& s, Histogram& h, Target& target, uint64_t before_count, uint64_t before_mass, int rank, int cluster) {
     cluster_sync();
     // Each block sums its share of the bins; nobody else reads that share before the next barrier.
     const int share = BINS / cluster;
@@ -160,12 +191,12 @@ __device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t b
 #pragma unroll
         for (int other = 0; other < MAX_CLUSTER; other++) {
             if (other >= cluster) break;
-            count += of_rank(s.count[bin], other);
-            mass += static_cast<uint64_t>(of_rank(s.mass_high[bin], other)) << 32 | of_rank(s.mass_low[bin], other);
+            count += of_rank(h.count[bin], other);
+            mass += mass_of_bin(h, bin, other);
         }
-        s.count[bin] = count;
-        s.mass_low[bin] = static_cast<uint32_t>(mass);
-        s.mass_high[bin] = static_cast<uint32_t>(mass >> 32);
+        h.count[bin] = count;
+        h.mass_low[bin] = static_cast<uint32_t>(mass);
+        h.mass_high[bin] = static_cast<uint32_t>(mass >> 32);
     }
     cluster_sync();
     uint32_t count[PER_THREAD];
@@ -173,8 +204,8 @@ __device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t b
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
         const int bin = BINS - 1 - (threadIdx.x * PER_THREAD + j), owner = bin / share;
-        count[j] = of_rank(s.count[bin], owner);
-        mass[j] = static_cast<uint64_t>(of_rank(s.mass_high[bin], owner)) << 32 | of_rank(s.mass_low[bin], owner);
+        count[j] = of_rank(h.count[bin], owner);
+        mass[j] = mass_of_bin(h, bin, owner);
         count_sum += count[j];
         mass_sum += mass[j];
     }
@@ -188,13 +219,21 @@ __device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t b
     }
     if (lane == WARP - 1) s.reduced[0][warp] = counts, s.reduced[1][warp] = masses;
     __syncthreads();
-    for (int w = 0; w < warp; w++) counts += s.reduced[0][w], masses += s.reduced[1][w];
+    uint64_t total = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / WARP; w++) {
+        if (w < warp) counts += s.reduced[0][w], masses += s.reduced[1][w];
+        total += s.reduced[1][w];
+    }
+    if (target.fraction > 0.0 && target.mass == 0) target.mass = max(uint64_t(1), min(total, static_cast<uint64_t>(ceil(target.fraction * static_cast<double>(total)))));
+    const bool by_count = target.fraction == 0.0;
+    const uint64_t wanted = by_count ? target.tokens : target.mass;
     before_count += counts - count_sum;
     before_mass += masses - mass_sum;
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
         const uint64_t before = by_count ? before_count : before_mass, here = by_count ? count[j] : mass[j];
-        if (before < target && before + here >= target) {
+        if (before < wanted && before + here >= wanted) {
             s.digit = BINS - 1 - (threadIdx.x * PER_THREAD + j);
             s.digit_count = count[j];
             s.digit_mass = mass[j];
@@ -204,37 +243,52 @@ __device__ void find_digit(Shared& s, bool by_count, uint64_t target, uint64_t b
         before_count += count[j];
         before_mass += mass[j];
     }
-    cluster_sync();
+    __syncthreads();
 }
 
-// Cuts the descending order where `target` tokens, or the mass `target`, is reached.
+// Cuts the descending order where the target is reached. Keys below `floor` lie below the cut. `h` are two histograms,
+// used in turn: other blocks may still read the one before.
 template <class At, class Mass>
-__device__ Cut find_cut(Shared& s, bool by_count, uint64_t target, int elements, At at, Mass mass_of, int rank, int cluster) {
+__device__ Cut find_cut(Shared& s, Histogram* h, Target target, bool needs_mass, uint32_t floor, int elements, At at, Mass mass_of, int rank, int cluster) {
     constexpr int BITS[3] = {11, 11, 10}, SHIFT[3] = {21, 10, 0};
     uint32_t prefix = 0;
     uint64_t before_count = 0, before_mass = 0;
-#pragma unroll
+#pragma unroll 1
     for (int level = 0; level < 3; level++) {
-        for (int bin = threadIdx.x; bin < BINS; bin += THREADS) s.count[bin] = s.mass_low[bin] = s.mass_high[bin] = 0;
+        Histogram& now = h[level & 1];
+        for (int bin = threadIdx.x; bin < BINS; bin += THREADS) now.count[bin] = now.mass_low[bin] = now.mass_high[bin] = 0;
         __syncthreads();
+        const int shift = SHIFT[level], bits = BITS[level];
         for (int i = threadIdx.x; i < elements; i += THREADS) {
             const float logit = at(i);
             const uint32_t key = ordered(logit);
-            if (level > 0 && key >> (SHIFT[level] + BITS[level]) != prefix) continue;
-            const uint32_t bin = key >> SHIFT[level] & ((1u << BITS[level]) - 1);
-            const uint32_t mass = mass_of(logit);
-            atomicAdd(&s.count[bin], 1);
-            if (mass > 0 && atomicAdd(&s.mass_low[bin], mass) > ~mass) atomicAdd(&s.mass_high[bin], 1);
+            if (key < floor || (level > 0 && key >> (shift + bits) != prefix)) continue;
+            const uint32_t bin = key >> shift & ((1u << bits) - 1);
+            const uint32_t mass = needs_mass ? mass_of(logit) : 0;
+            if (mass == 0 && target.fraction > 0.0) continue;
+            atomicAdd(&now.count[bin], 1);
+            if (mass > 0 && atomicAdd(&now.mass_low[bin], mass) > ~mass) atomicAdd(&now.mass_high[bin], 1);
         }
-        find_digit(s, by_count, target, before_count, before_mass, rank, cluster);
-        prefix = prefix << BITS[level] | s.digit;
+        find_digit(s, now, target, before_count, before_mass, rank, cluster);
+        prefix = prefix << bits | s.digit;
         before_count = s.before_count;
         before_mass = s.before_mass;
+        const uint32_t ties = s.digit_count;
+        const bool all = ties == 1 || (target.fraction == 0.0 && before_count + ties == target.tokens);
+        if (all) {
+            // Every token with these digits is kept: the cut lies between them and the next ones.
+            const Cut cut = {prefix << shift, ties, ties, before_mass + s.digit_mass};
+            cluster_sync();
+            return cut;
+        }
     }
-    const uint64_t ties = s.digit_count, each = s.digit_mass / max(ties, uint64_t(1));
-    uint64_t kept = by_count ? target - before_count : (target - before_mass + each - 1) / max(each, uint64_t(1));
-    kept = min(max(kept, uint64_t(1)), ties);
-    return {prefix, static_cast<uint32_t>(ties), static_cast<uint32_t>(kept), before_mass + kept * each};
+    const uint64_t ties = s.digit_count, each = max(s.digit_mass / ties, uint64_t(1));
+    const uint64_t wanted = target.fraction == 0.0 ? target.tokens - before_count : (target.mass - before_mass + each - 1) / each;
+    const uint64_t kept = min(max(wanted, uint64_t(1)), ties);
+    const Cut cut = {prefix, static_cast<uint32_t>(ties), static_cast<uint32_t>(kept), before_mass + kept * (s.digit_mass / ties)};
+    // The histograms may be used again.
+    cluster_sync();
+    return cut;
 }
 
 // The id of the last of `kept` tokens with this key, which are fewer than there are: by bisection over the ids.
@@ -259,8 +313,11 @@ __device__ int last_tied(Shared& s, uint32_t key, uint32_t kept, int first, int 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_constant__ SampleParams p) {
-    extern __shared__ __align__(16) float cache[];
+    // Two histograms, then a slice of logits.
+    extern __shared__ __align__(16) unsigned char dynamic[];
     __shared__ Shared s;
+    Histogram* histograms = reinterpret_cast<Histogram*>(dynamic);
+    float* cache = reinterpret_cast<float*>(dynamic + 2 * sizeof(Histogram));
     const int rank = cluster_rank(), row = blockIdx.x / p.cluster;
     const int first = rank * p.slice, elements = max(0, min(p.slice, p.vocab - first));
     const float* logits = p.logits + row * p.logits_stride + first;
@@ -276,22 +333,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
     const bool noisy = !greedy && !filtered;
     const float per_temperature = greedy ? 1.0f : __fdiv_rn(1.0f, r.temperature);
 
-    // One read of the slice: the largest logit, or at once the largest score.
     uint64_t best = candidate(-INFINITY, 0);
     float best_score = -INFINITY;
-    auto consider = [&](float logit, int i) {
-        float score = logit;
-        if (noisy) {
-            score = logit * per_temperature;
-            if (!(score + MAX_NOISE > best_score)) return;
-            score += gumbel(philox(first + i, r.position, r.seed));
-        }
-        // Written so that NaN is never taken.
+    // Written so that NaN is never taken.
+    auto take = [&](float score, int i) {
         if (score > best_score) {
             best_score = score;
             best = candidate(score, first + i);
         }
     };
+    auto take_noisy = [&](float logit, int i) {
+        const float score = logit * per_temperature, least = best_score - score;
+        if (!(least < MAX_NOISE)) return;
+        const uint32_t bits = philox(first + i, r.position, r.seed);
+        if (!noise_is_less(bits, least)) take(score + gumbel(bits), i);
+    };
+    // One read of the slice: the largest logit, or at once the largest score.
     if (p.packs) {
 #pragma unroll 4
         for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
@@ -302,18 +359,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
                 for (int j = 0; j < 4; j++) l.v[j] = penalize(l.v[j], c.v[j], r);
             }
 #pragma unroll
-            // Negative zero would be less than zero as a key.
-            for (int j = 0; j < 4; j++) consider(l.v[j] += 0.0f, i + j);
-            if (filtered && p.cached) store_pack(cache + i, l);
+            for (int j = 0; j < 4; j++) {
+                // Negative zero would be less than zero as a key.
+                l.v[j] += 0.0f;
+                if (!noisy) take(l.v[j], i + j);
+            }
+            if (p.cached) store_pack(cache + i, l);
+            else if (noisy)
+#pragma unroll 1
+                for (int j = 0; j < 4; j++) take_noisy(l.v[j], i + j);
         }
     } else {
         for (int i = threadIdx.x; i < elements; i += THREADS) {
             const float l = (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f;
-            consider(l, i);
-            if (filtered && p.cached) cache[i] = l;
+            if (!noisy) take(l, i);
+            if (p.cached) cache[i] = l;
+            else if (noisy) take_noisy(l, i);
         }
     }
-    best = cluster_max(best, s, 0, p.cluster);
+    if (noisy && p.cached) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < elements; i += THREADS) take_noisy(cache[i], i);
+    }
+    // As many tokens as there are threads are not less likely than the least of the threads' best.
+    uint64_t floor_key = ~ordered(best_score);
+    cluster_max(best, floor_key, s, 0, p.cluster);
 
     if (filtered) {
         const float largest = unordered(static_cast<uint32_t>(best >> 32));
@@ -321,23 +391,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
         auto likelihood = [&](float logit) { return expf((logit - largest) * per_temperature); };
         auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * MASS_ONE); };
         Cut cut = {0, 0, 0, 0};
-        if (cuts_count) cut = find_cut(s, true, r.top_k, elements, at, mass_of, rank, p.cluster);
+        if (cuts_count) {
+            const bool all_have_tokens = p.vocab - p.slice * (p.cluster - 1) >= 4 * THREADS;
+            const uint32_t floor = all_have_tokens && r.top_k <= THREADS * p.cluster ? ~static_cast<uint32_t>(floor_key) : 0;
+            cut = find_cut(s, histograms, {r.top_k, 0.0, 0}, cuts_mass, floor, elements, at, mass_of, rank, p.cluster);
+        }
         if (cuts_mass) {
-            uint64_t total = cut.mass;
-            if (!cuts_count) {
-                uint64_t mine = 0;
-                for (int i = threadIdx.x; i < elements; i += THREADS) mine += mass_of(at(i));
-                // The sum of the cluster by its bins: one bin per thread.
-                for (int bin = threadIdx.x; bin < BINS; bin += THREADS) s.count[bin] = s.mass_low[bin] = s.mass_high[bin] = 0;
-                s.mass_low[threadIdx.x] = static_cast<uint32_t>(mine);
-                s.mass_high[threadIdx.x] = static_cast<uint32_t>(mine >> 32);
-                s.count[threadIdx.x] = 1;
-                find_digit(s, true, static_cast<uint64_t>(THREADS) * p.cluster, 0, 0, rank, p.cluster);
-                total = s.before_mass + s.digit_mass;
-            }
-            const double wanted = ceil(static_cast<double>(fmaxf(r.top_p, 0.0f)) * static_cast<double>(total));
-            const uint64_t target = min(max(static_cast<uint64_t>(wanted), uint64_t(1)), total);
-            cut = find_cut(s, false, target, elements, at, mass_of, rank, p.cluster);
+            // A fraction of 0 keeps one token all the same.
+            Target target = {0, max(static_cast<double>(r.top_p), 1e-300), 0};
+            if (cuts_count) target.mass = max(uint64_t(1), min(cut.mass, static_cast<uint64_t>(ceil(target.fraction * static_cast<double>(cut.mass)))));
+            cut = find_cut(s, histograms, target, true, cut.key, elements, at, mass_of, rank, p.cluster);
         }
         int last = p.vocab;
         if (cut.kept < cut.ties) last = last_tied(s, cut.key, cut.kept, first, elements, p.vocab, at, p.cluster);
@@ -348,15 +411,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
             const uint32_t key = ordered(logit);
             if (key < cut.key || (key == cut.key && first + i > last)) continue;
             if (r.min_p > 0.0f && !(likelihood(logit) >= r.min_p)) continue;
-            float score = logit * per_temperature;
-            if (!(score + MAX_NOISE > best_score)) continue;
-            score += gumbel(philox(first + i, r.position, r.seed));
-            if (score > best_score) {
-                best_score = score;
-                best = candidate(score, first + i);
-            }
+            take_noisy(logit, i);
         }
-        best = cluster_max(best, s, 1, p.cluster);
+        uint64_t unused = 0;
+        cluster_max(best, unused, s, 1, p.cluster);
     }
 
     const int token = ~static_cast<uint32_t>(best);

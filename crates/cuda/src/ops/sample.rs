@@ -31,8 +31,10 @@ const THREADS: u32 = 512;
 const MAX_CLUSTER: usize = 8;
 /// Fewer elements are not worth a block of their own.
 const MIN_SLICE: usize = 2048;
-/// Shared memory that the kernel has besides its slice, rounded up.
-const FIXED_SHARED_BYTES: usize = 26 << 10;
+/// Dynamic shared memory besides the slice: two histograms of three arrays of 2048.
+const HISTOGRAM_BYTES: usize = 2 * 3 * 2048 * 4;
+/// Shared memory that a block has besides its slice, rounded up.
+const FIXED_SHARED_BYTES: usize = HISTOGRAM_BYTES + 1024;
 
 pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
     op.check()?;
@@ -56,7 +58,7 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
         cached: cached.into(),
         packs: packs.into(),
     };
-    let shared_bytes = if cached { 4 * slice as u32 } else { 0 };
+    let shared_bytes = (HISTOGRAM_BYTES + if cached { 4 * slice } else { 0 }) as u32;
     let grid = Grid { shared_bytes, cluster: cluster as u32, ..Grid::new(seqs * cluster, THREADS) };
     // SAFETY: the contract holds, so all four have the sizes that the kernel documents.
     unsafe { cx.launch("sample", "sample", grid, &params) }
