@@ -170,15 +170,14 @@ impl Inputs {
         self.normal_as(DType::F32, shape, scale)
     }
 
-    /// Normal values of standard deviation `scale`.
+    /// Normal values of standard deviation `scale`. They repeat after a million, which is soon made.
     ///
     /// # Errors
     /// When memory is short.
     pub fn normal_as(&mut self, dtype: DType, shape: &[usize], scale: f64) -> Result<Tensor> {
-        let mut state = self.state;
-        let t = self.values(dtype, shape, |_| next_normal(&mut state) * scale);
-        self.state = state;
-        t
+        let unique = shape.iter().product::<usize>().clamp(1, 1 << 20);
+        let normal: Vec<f64> = (0..unique).map(|_| next_normal(&mut self.state) * scale).collect();
+        self.values(dtype, shape, |n| normal[n % unique])
     }
 
     /// A contiguous tensor of `f(index)`.

@@ -36,7 +36,7 @@ impl Module {
     /// The kernel `name`, with leave to use all the shared memory that a block can have.
     ///
     /// # Errors
-    /// When the module has no such kernel, or it does not take exactly one parameter.
+    /// When the module has no such kernel, or it takes no parameter.
     pub fn kernel(self: &Arc<Self>, name: &str) -> Result<Kernel> {
         self.device.bind()?;
         let symbol = CString::new(name).map_err(|_| error(format!("`{name}` is no kernel name")))?;
@@ -44,13 +44,8 @@ impl Module {
         // SAFETY: the module is loaded; the driver writes one handle.
         check(name, unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, symbol.as_ptr()) })?;
         let (mut offset, mut param_bytes) = (0, 0);
-        // SAFETY: a valid kernel; the driver writes two integers, and refuses to when there is no such parameter.
-        let mut parameter = |n| unsafe { sys::cuFuncGetParamInfo(raw, n, &mut offset, &mut param_bytes) };
-        let second = parameter(1);
-        check(name, parameter(0))?;
-        if second == sys::CUresult::CUDA_SUCCESS {
-            return Err(error(format!("kernel {name} takes several parameters; kernels here take one struct")));
-        }
+        // SAFETY: a valid kernel; the driver writes two integers.
+        check(name, unsafe { sys::cuFuncGetParamInfo(raw, 0, &mut offset, &mut param_bytes) })?;
         let kernel = Kernel { module: self.clone(), raw, name: name.into(), param_bytes };
         let most = self.device.attributes().block_shared_bytes as i32
             - kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;

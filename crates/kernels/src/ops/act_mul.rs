@@ -62,8 +62,8 @@ impl ActMul<'_> {
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for activation in [Activation::Silu, Activation::GeluTanh] {
-        for (tokens, inner) in [(1, 1536), (3, 100), (17, 33), (64, 2048)] {
-            cases.push(Case::new("act_mul", format!("{activation:?} tokens={tokens} inner={inner}"), Tolerance::ELEMENTWISE, move |i| {
+        for (tokens, inner) in [(1, 1536), (3, 100), (17, 33), (64, 2048), (256, 14_336), (8192, 14_336)] {
+            let case = Case::new("act_mul", format!("{activation:?} tokens={tokens} inner={inner}"), Tolerance::ELEMENTWISE, move |i| {
                 // Large magnitudes reach the flat ends of the non-linearity.
                 let gate_up = i.normal_scaled(&[tokens, 2 * inner], 4.0)?;
                 let out = i.activations(&[tokens, inner])?;
@@ -71,7 +71,8 @@ pub(super) fn cases() -> Vec<Case> {
                 Ok(Launch::new(move || b.act_mul(&ActMul { activation, gate_up: &gate_up, out: &o }))
                     .output("out", &out)
                     .bytes(3 * out.bytes()))
-            }));
+            });
+            cases.push(if tokens > 100 { case.perf_only() } else { case });
         }
     }
     cases

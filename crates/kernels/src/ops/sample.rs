@@ -203,10 +203,11 @@ pub(super) fn cases() -> Vec<Case> {
         ("penalties", SampleParams { repetition_penalty: 1.2, presence_penalty: 0.5, frequency_penalty: 0.3, counts_row: 0, ..drawn }),
     ]
     .into_iter()
-    .flat_map(|(name, params)| [33, 5000, 40_003, 262_144].map(|vocab| (name, params, vocab)))
-    .map(|(name, params, vocab)| {
-        let case = Case::new("sample", format!("{name} vocab={vocab}"), Tolerance::EXACT, move |i| {
-            let seqs = if vocab > 100_000 { 1 } else { 7 };
+    .flat_map(|(name, params)| {
+        [(7, 33), (7, 5000), (7, 40_003), (1, 262_144), (256, 128_256)].map(|(seqs, vocab)| (name, params, seqs, vocab))
+    })
+    .map(|(name, params, seqs, vocab)| {
+        let case = Case::new("sample", format!("{name} seqs={seqs} vocab={vocab}"), Tolerance::EXACT, move |i| {
             let b = i.backend();
             let logits = i.normal_f32_scaled(&[seqs, vocab], 3.0)?;
             let rows: Vec<SampleParams> = (0..seqs as u32)
