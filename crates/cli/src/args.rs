@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use ferrum_cpu::Simd;
 use ferrum_kernels::DType;
 
 /// Runs language models on this machine.
@@ -65,6 +66,9 @@ pub struct EngineArgs {
     /// Element type of the KV cache [default: bf16 on a GPU, else f16]
     #[arg(long, value_enum)]
     pub kv_type: Option<KvTypeArg>,
+    /// Instruction set of the CPU backend [default: the best this processor has]
+    #[arg(long, value_enum)]
+    pub simd: Option<SimdArg>,
 }
 
 /// How long a context may be.
@@ -296,6 +300,29 @@ pub enum PrecisionArg {
     Auto,
     /// Activations stay F32
     F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SimdArg {
+    /// No more than the compiler's baseline
+    Portable,
+    /// AVX2, FMA and F16C
+    Avx2,
+    /// AVX2 with the 8-bit dot products of AVX-VNNI
+    Avxvnni,
+    /// AVX-512 with its 8-bit dot products
+    Avx512,
+}
+
+impl SimdArg {
+    pub fn level(self) -> Simd {
+        match self {
+            Self::Portable => Simd::Portable,
+            Self::Avx2 => Simd::Avx2,
+            Self::Avxvnni => Simd::AvxVnni,
+            Self::Avx512 => Simd::Avx512,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

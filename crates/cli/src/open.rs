@@ -13,7 +13,7 @@ use ferrum_models::{
 };
 
 use crate::{
-    args::{BackendArg, EngineArgs, HubArgs, PrecisionArg},
+    args::{BackendArg, EngineArgs, HubArgs, PrecisionArg, SimdArg},
     cuda, output, sampling,
 };
 
@@ -81,7 +81,7 @@ fn cpu(args: &EngineArgs) -> anyhow::Result<Arc<dyn Backend>> {
         PrecisionArg::Auto => Precision::Int8,
         PrecisionArg::F32 => Precision::F32,
     };
-    Ok(Arc::new(CpuBackend::new(CpuOptions { threads: args.threads, precision, ..CpuOptions::default() })?))
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads: args.threads, precision, simd: args.simd.map(SimdArg::level) })?))
 }
 
 /// The element type of the KV cache: what the flags say, else half precision of the kind that the activations have.

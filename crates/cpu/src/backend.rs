@@ -142,7 +142,7 @@ impl Backend for CpuBackend {
     }
 
     fn prepare(&self, weight: Weight) -> Result<PreparedWeight> {
-        linear::prepare(self.how(), &mut self.scratch(), weight)
+        linear::prepare(self.how(), &self.pool, &mut self.scratch(), weight)
     }
 
     fn embed(&self, op: &Embed) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `out[t] = table[ids[t]] · scale`. One row per token is read, so it is bound by the latency of memory.
 
-use ferrum_kernels::{Error, Result, ops::Embed, quant};
+use ferrum_kernels::{Error, Result, ops::Embed};
 
 use crate::{
     linear::CpuWeight,
@@ -25,8 +25,7 @@ pub(crate) fn run(pool: &Pool, op: &Embed) -> Result<()> {
             // SAFETY: `token` is below the token count that the contract gives to ids and out; each is one chunk's.
             let row = unsafe { out.row_mut([token, 0]) };
             let id = usize::try_from(ids[token]).ok().filter(|&id| id < table.rows()).unwrap_or(0);
-            let (dtype, bytes) = table.row(id);
-            quant::dequantize(dtype, bytes, row).expect("prepare checked dtype and row length");
+            table.row(id, row);
             row.iter_mut().for_each(|v| *v *= op.scale);
         }
     });

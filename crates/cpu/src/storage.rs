@@ -1,6 +1,6 @@
 //! Memory of the CPU backend, and typed views of it for kernels.
 
-use std::{any::Any, ptr::NonNull, slice};
+use std::{any::Any, ptr::NonNull, slice, sync::Arc};
 
 use bytemuck::Pod;
 use ferrum_kernels::{DType, Error, Result, Storage, Tensor};
@@ -46,6 +46,36 @@ impl CpuStorage {
 
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
+    }
+}
+
+/// Memory for weights, taken in large pieces so that small ones too lie in huge pages.
+#[derive(Debug, Default)]
+pub(crate) struct Arena {
+    piece: Option<Arc<CpuStorage>>,
+    used: usize,
+}
+
+impl Arena {
+    /// The system gives memory when it is first touched, so what is left of a piece costs nothing.
+    const PIECE_BYTES: usize = 64 << 20;
+
+    /// `len` zeroed bytes from the returned offset on, at the start of a cache line. They are given back with the last
+    /// reference to their piece.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn take(&mut self, len: usize) -> Result<(Arc<CpuStorage>, usize)> {
+        let start = self.used.next_multiple_of(64);
+        if let Some(piece) = self.piece.as_ref().filter(|p| start + len <= p.len) {
+            self.used = start + len;
+            return Ok((piece.clone(), start));
+        }
+        let piece = Arc::new(CpuStorage::zeroed(len.max(Self::PIECE_BYTES))?);
+        if len < Self::PIECE_BYTES {
+            (self.piece, self.used) = (Some(piece.clone()), len);
+        }
+        Ok((piece, 0))
     }
 }
 

@@ -69,12 +69,10 @@ pub(super) struct Activations {
     codes: Vec<i8>,
     /// `[tokens, blocks]`: `d`
     scales: Vec<f32>,
-    /// `[tokens, blocks]`: `d · Σ q` over the block, for minimums
+    /// `[tokens, blocks]`: `d · Σ q` over the block, for minimums and centres
     sums: Vec<f32>,
     /// `[tokens, 2 · blocks]`: the same over each half of a block
     half_sums: Vec<f32>,
-    /// `[tokens, blocks]`: `−Σ q`, for centres
-    minus_codes: Vec<i32>,
     /// `[tokens]`
     outliers: Vec<Outliers>,
 }
@@ -94,7 +92,6 @@ impl Activations {
             self.scales.resize(blocks, 0.0);
             self.sums.resize(blocks, 0.0);
             self.half_sums.resize(2 * blocks, 0.0);
-            self.minus_codes.resize(blocks, 0);
         }
         if self.outliers.len() < tokens {
             self.outliers.resize(tokens, Outliers::default());
@@ -113,7 +110,6 @@ impl Activations {
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
             half_sums: self.half_sums.as_mut_ptr(),
-            minus_codes: self.minus_codes.as_mut_ptr(),
             outliers: self.outliers.as_mut_ptr(),
             blocks,
         }
@@ -127,7 +123,6 @@ pub(super) struct ActivationRows {
     pub scales: *mut f32,
     pub sums: *mut f32,
     pub half_sums: *mut f32,
-    pub minus_codes: *mut i32,
     pub outliers: *mut Outliers,
     pub blocks: usize,
 }
@@ -152,7 +147,6 @@ impl ActivationRows {
                 scales: self.scales.add(blocks),
                 sums: self.sums.add(blocks),
                 half_sums: self.half_sums.add(2 * blocks),
-                minus_codes: self.minus_codes.add(blocks),
                 outliers: self.outliers.add(token),
                 blocks: self.blocks,
             }
@@ -211,7 +205,6 @@ pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, 
                 *to.half_sums.add(2 * block) = d * halves[0] as f32;
                 *to.half_sums.add(2 * block + 1) = d * halves[1] as f32;
                 *to.sums.add(block) = d * (halves[0] + halves[1]) as f32;
-                *to.minus_codes.add(block) = -(halves[0] + halves[1]);
             }
         }
     }

@@ -1,19 +1,24 @@
-//! `out = x · wᵀ + bias` over packed weights, which are read where they lie: in the file's mapping.
+//! `out = x · wᵀ + bias`.
+//!
+//! Float weights are read where they lie: in the file's mapping. Packed ones that meet 8-bit activations are rearranged
+//! into [`panels::Panels`] once, at load; otherwise they too stay where they are.
 
 #[cfg(target_arch = "x86_64")]
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::{any::Any, sync::Arc};
 
-use ferrum_kernels::{DType, Error, HostBytes, PreparedWeight, Result, Weight, ops::Linear};
+use ferrum_kernels::{DType, Error, HostBytes, PreparedWeight, Result, Weight, ops::Linear, quant};
 
 use crate::{
     features::Simd,
     pool::Pool,
-    storage::{Rows, View},
+    storage::{self, Arena, View},
 };
 
 /// The most tokens of one step; scratch memory is sized for it.
@@ -31,7 +36,7 @@ pub(crate) fn has_int8(simd: Simd) -> bool {
     simd != Simd::Portable
 }
 
-/// A weight as the checkpoint holds it, cut into row ranges of one dtype each.
+/// A weight, cut into row ranges of one dtype each.
 #[derive(Debug)]
 pub(crate) struct CpuWeight {
     cols: usize,
@@ -44,8 +49,28 @@ struct Part {
     dtype: DType,
     first_row: usize,
     rows: usize,
+    /// As stored
     row_bytes: usize,
-    data: HostBytes,
+    data: Rows,
+}
+
+#[derive(Debug)]
+enum Rows {
+    AsStored(HostBytes),
+    #[cfg(target_arch = "x86_64")]
+    Panels(panels::Panels),
+}
+
+impl Part {
+    /// # Panics
+    /// When the rows have been rearranged.
+    fn stored(&self) -> &[u8] {
+        match &self.data {
+            Rows::AsStored(data) => data.as_slice(),
+            #[cfg(target_arch = "x86_64")]
+            Rows::Panels(_) => unreachable!("`run` checked that this backend has kernels for panels"),
+        }
+    }
 }
 
 impl CpuWeight {
@@ -57,13 +82,29 @@ impl CpuWeight {
         self.rows
     }
 
-    /// Dtype and bytes of one row.
+    /// Writes the elements of one row in F32.
     ///
     /// # Panics
-    /// When `row` is not below [`CpuWeight::rows`].
-    pub fn row(&self, row: usize) -> (DType, &[u8]) {
+    /// When `row` is not below [`CpuWeight::rows`], or `out` is not as long as a row.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
         let part = self.parts.iter().rev().find(|p| p.first_row <= row && p.rows > 0).expect("the first part with rows starts at 0");
-        (part.dtype, &part.data.as_slice()[(row - part.first_row) * part.row_bytes..][..part.row_bytes])
+        match &part.data {
+            Rows::AsStored(data) => {
+                let packed = &data.as_slice()[(row - part.first_row) * part.row_bytes..][..part.row_bytes];
+                quant::dequantize(part.dtype, packed, out).expect("prepare checked dtype and row length");
+            }
+            #[cfg(target_arch = "x86_64")]
+            Rows::Panels(panels) => panels.row(row - part.first_row, out),
+        }
+    }
+
+    /// Whether a backend like this can compute with it.
+    fn suits(&self, how: How) -> bool {
+        self.parts.iter().all(|part| match &part.data {
+            Rows::AsStored(_) => true,
+            #[cfg(target_arch = "x86_64")]
+            Rows::Panels(panels) => how.int8 && panels.lanes() == x86::lanes(how.simd),
+        })
     }
 }
 
@@ -76,6 +117,9 @@ pub(crate) struct Scratch {
     activations: activations::Activations,
     #[cfg(target_arch = "x86_64")]
     tiles: Vec<x86::Tile>,
+    /// Of the weights
+    #[cfg(target_arch = "x86_64")]
+    arena: Arena,
 }
 
 impl Scratch {
@@ -86,6 +130,8 @@ impl Scratch {
             activations: activations::Activations::default(),
             #[cfg(target_arch = "x86_64")]
             tiles: vec![x86::Tile::ZERO; workers],
+            #[cfg(target_arch = "x86_64")]
+            arena: Arena::default(),
         }
     }
 
@@ -110,9 +156,9 @@ impl Scratch {
     }
 }
 
-pub(crate) fn prepare(how: How, scratch: &mut Scratch, weight: Weight) -> Result<PreparedWeight> {
+pub(crate) fn prepare(how: How, pool: &Pool, scratch: &mut Scratch, weight: Weight) -> Result<PreparedWeight> {
     let cols = weight.cols;
-    let (mut parts, mut rows) = (Vec::new(), 0usize);
+    let (mut parts, mut rows, mut taken) = (Vec::new(), 0usize, 0usize);
     for part in &weight.parts {
         let bad = |reason| Error::Weight { name: weight.name.clone(), reason };
         if matches!(part.dtype, DType::I32 | DType::U8) {
@@ -123,23 +169,45 @@ pub(crate) fn prepare(how: How, scratch: &mut Scratch, weight: Weight) -> Result
         if part.rows.checked_mul(row_bytes) != Some(part.data.len()) {
             return Err(bad(format!("{} bytes do not hold [{}, {cols}] {}", part.data.len(), part.rows, part.dtype)));
         }
-        parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data: part.data.clone() });
+        let (data, bytes) = rearrange(how, pool, scratch, part.dtype, part.rows, &part.data)?;
+        taken += bytes;
+        parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data });
         rows += part.rows;
     }
     scratch.reserve(how, MAX_TOKENS, cols);
     let inner: Arc<dyn Any + Send + Sync> = Arc::new(CpuWeight { cols, rows, parts });
-    Ok(PreparedWeight::new(&weight, 0, inner))
+    Ok(PreparedWeight::new(&weight, taken, inner))
+}
+
+/// Rows as the kernels want them, and the memory that takes beside the stored ones.
+#[cfg(target_arch = "x86_64")]
+fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, dtype: DType, rows: usize, data: &HostBytes) -> Result<(Rows, usize)> {
+    if !how.int8 || !dtype.is_block() || data.is_empty() {
+        return Ok((Rows::AsStored(data.clone()), 0));
+    }
+    let lanes = x86::lanes(how.simd);
+    let panels = panels::Panels::new(pool, &mut scratch.arena, lanes, dtype, rows, data.as_slice())?;
+    let bytes = panels.panel_bytes() * rows.div_ceil(lanes);
+    Ok((Rows::Panels(panels), bytes))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn rearrange(_: How, _: &Pool, _: &mut Scratch, _: DType, _: usize, data: &HostBytes) -> Result<(Rows, usize)> {
+    Ok((Rows::AsStored(data.clone()), 0))
 }
 
 pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> Result<()> {
     op.check()?;
-    let (x, out) = (Rows::<f32>::of("linear", "x", op.x)?, Rows::<f32>::of("linear", "out", op.out)?);
+    let (x, out) = (storage::Rows::<f32>::of("linear", "x", op.x)?, storage::Rows::<f32>::of("linear", "out", op.out)?);
     let bias = op.bias.map(|b| View::<f32, 1>::of("linear", "bias", b)).transpose()?;
     if x.overlaps(&out) || bias.is_some_and(|b| b.overlaps(&out)) {
         let requirement = "it must not share memory with the inputs";
         return Err(Error::Value { op: "linear", arg: "out", got: "overlapping".into(), requirement });
     }
     let weight = CpuWeight::of(op.weight)?;
+    if !weight.suits(how) {
+        return Err(Error::ForeignTensor { backend: crate::NAME });
+    }
     if x.shape[0] == 0 || weight.rows == 0 {
         return Ok(());
     }
@@ -149,9 +217,9 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     let job = |part| Job { part, cols: weight.cols, x, bias, out };
     #[cfg(target_arch = "x86_64")]
     if how.simd != Simd::Portable {
-        let packed = how.int8 && weight.parts.iter().any(|p| p.dtype.is_block());
-        let acts = packed.then(|| quantize(pool, &mut scratch.activations, x));
-        x86::run(how.simd, pool, &mut scratch.tiles, acts.as_ref(), weight, &job);
+        let panels = weight.parts.iter().any(|p| matches!(p.data, Rows::Panels(_)));
+        let acts = if panels { quantize(pool, &mut scratch.activations, x) } else { scratch.activations.rows(0, 0) };
+        x86::run(how.simd, pool, &mut scratch.tiles, &acts, weight, &job);
         return Ok(());
     }
     weight.parts.iter().for_each(|part| portable::run(pool, &mut scratch.rows, &job(part)));
@@ -159,7 +227,7 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
 }
 
 #[cfg(target_arch = "x86_64")]
-fn quantize(pool: &Pool, activations: &mut activations::Activations, x: Rows<f32>) -> activations::ActivationRows {
+fn quantize(pool: &Pool, activations: &mut activations::Activations, x: storage::Rows<f32>) -> activations::ActivationRows {
     let rows = activations.rows(x.shape[0], x.shape[1]);
     pool.chunks(x.shape[0], 4, &|_, tokens| {
         // SAFETY: every level with integer kernels includes AVX2 and FMA; packed weights have whole blocks of columns, and
@@ -174,16 +242,16 @@ struct Job<'a> {
     part: &'a Part,
     cols: usize,
     /// `[tokens, cols]`
-    x: Rows<f32>,
+    x: storage::Rows<f32>,
     /// Of the whole weight
     bias: Option<&'a [f32]>,
     /// `[tokens, rows of the whole weight]`
-    out: Rows<f32>,
+    out: storage::Rows<f32>,
 }
 
 impl Job<'_> {
     /// The bias of a row of the part.
-    fn bias(&self, row: usize) -> f32 {
+    fn bias_of(&self, row: usize) -> f32 {
         self.bias.map_or(0.0, |b| b[self.part.first_row + row])
     }
 }

@@ -14,11 +14,11 @@ pub(super) fn run(pool: &Pool, rows: &mut [Vec<f32>], job: &Job) {
         // SAFETY: there is one vector per worker, and only this worker uses its own.
         let row = unsafe { &mut (&mut *memory.of(worker))[..job.cols] };
         for r in range {
-            let packed = &part.data.as_slice()[r * part.row_bytes..][..part.row_bytes];
+            let packed = &part.stored()[r * part.row_bytes..][..part.row_bytes];
             quant::dequantize(part.dtype, packed, row).expect("prepare checked dtype and row length");
             for token in 0..job.x.shape[0] {
                 // SAFETY: in bounds by the contract; rows are disjoint between chunks, and `x` does not overlap `out`.
-                unsafe { *job.out.at([token, part.first_row + r]) = dot(row, job.x.row([token, 0])) + job.bias(r) };
+                unsafe { *job.out.at([token, part.first_row + r]) = dot(row, job.x.row([token, 0])) + job.bias_of(r) };
             }
         }
     });

@@ -100,6 +100,23 @@ impl MappedFile {
         Ok(())
     }
 
+    /// Takes whole pages of `range` out of this process's memory. They stay in the system's cache of the file, from where the
+    /// next read brings them back.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Data::Mapped { map, .. } = &self.inner.data {
+            let page = guard::page_bytes();
+            let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
+            if start < end {
+                // SAFETY: of a private mapping that is never written, this drops nothing but clean pages of the file; a later
+                // read maps them again. A refusal changes nothing.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
     /// Asks the kernel to read the file ahead and to use huge pages. A hint: where it is refused nothing changes.
     pub fn prefetch(&self) {
         #[cfg(unix)]
@@ -168,6 +185,10 @@ mod guard {
         fn drop(&mut self) {
             self.0.start.store(FREE, Ordering::Release);
         }
+    }
+
+    pub(super) fn page_bytes() -> usize {
+        PAGE_BYTES.load(Ordering::Relaxed)
     }
 
     pub(super) fn fault_count() -> u64 {
@@ -287,6 +308,10 @@ mod guard {
         pub(super) fn faulted(&self) -> bool {
             false
         }
+    }
+
+    pub(super) fn page_bytes() -> usize {
+        PAGE_BYTES.load(Ordering::Relaxed)
     }
 
     pub(super) fn fault_count() -> u64 {

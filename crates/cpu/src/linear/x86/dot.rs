@@ -1,12 +1,7 @@
-//! `linear` for few tokens: dot products of packed rows with 8-bit activations.
+//! `linear` for few tokens: dot products of panels of rows with 8-bit activations, straight from the packed form.
 //!
-//! `out[t][r] = Σ_b scale · d · (code · q) + min · (d · Σ q)` over the blocks `b` of 32 elements. A few rows are walked
-//! together, which hides the latency of the sums and shares the activations; each unpacked group of codes meets up to
-//! four tokens while it is in a register. Bound by reading the weights.
-//!
-//! Measured with `examples/linear_speed` on one thread of an AMD EPYC (Zen 4), [2048, 4096], one token, GB/s of weights per
-//! second of processor time while other programs shared the machine, 2026-11-23: AVX-512 level Q4_1 11.4, Q5_0 11.6,
-//! Q8_0 13.1, Q4_K 10.4, Q6_K 9.4; AVX2 level 9.3, 9.3, 12.9, 8.3, 8.6.
+//! `out[t][r] = Σ_b scale · d · (code · q) + min · (d · Σ q)` over the blocks `b` of 32 elements, one row per lane; each
+//! unpacked vector of codes meets up to four tokens while it is in a register. Bound by reading the weights.
 
 use std::{arch::x86_64::*, ops::Range};
 
@@ -14,194 +9,260 @@ use super::{
     super::{
         Job,
         activations::{ActivationRows, one_hot},
+        panels::Panels,
     },
     formats::Format,
-    isa::{Isa, sum},
+    lanes::Lanes,
+    tile::{Place, batch, end, one_step},
 };
 
-/// Computes `rows` of the part for all tokens.
+/// How far ahead of its use a panel is fetched.
+const AHEAD_BYTES: usize = 1024;
+
+/// Computes `rows` of the part for all tokens; `rows` begins with a panel.
 ///
 /// # Safety
-/// The processor has AVX2, FMA, F16C and `I`; the part has `F`'s dtype; `rows` lie in it and no other thread writes them
-/// to `job.out`; `acts` holds the tokens of `job.x`.
+/// The processor has AVX2, FMA, F16C and `L`; `panels` are the part's, of `F`'s dtype and `L::N` lanes; `rows` lie in it and
+/// no other thread writes them to `job.out`; `acts` holds the tokens of `job.x`.
 #[inline(always)]
-pub(super) unsafe fn chunk<I: Isa, F: Format>(job: &Job, acts: &ActivationRows, rows: Range<usize>) {
+pub(super) unsafe fn chunk<L: Lanes, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
     let tokens = job.x.shape[0];
-    for first in rows.clone().step_by(4) {
-        if tokens == 1 {
-            if F::GROUPS == 1 {
-                some::<I, F, 4, 1>(job, acts, 0, first, rows.end);
-            } else {
-                some::<I, F, 2, 1>(job, acts, 0, first, rows.end);
-                some::<I, F, 2, 1>(job, acts, 0, first + 2, rows.end);
-            }
-            continue;
-        }
-        for first in [first, first + 2] {
-            let mut token = 0;
-            while token < tokens {
-                token += match tokens - token {
-                    1 => some::<I, F, 2, 1>(job, acts, token, first, rows.end),
-                    2 | 3 => some::<I, F, 2, 2>(job, acts, token, first, rows.end),
-                    _ => some::<I, F, 2, 4>(job, acts, token, first, rows.end),
-                };
-            }
+    for first in rows.clone().step_by(L::N) {
+        let panel = panels.panel(first / L::N).cast_const();
+        let at = Place { first, count: L::N.min(rows.end - first), block: 0, blocks: 0 };
+        let mut token = 0;
+        while token < tokens {
+            token += match tokens - token {
+                1 => some::<L, F, 1>(job, panel, acts, at, token),
+                2 => some::<L, F, 2>(job, panel, acts, at, token),
+                3 => some::<L, F, 3>(job, panel, acts, at, token),
+                _ => some::<L, F, 4>(job, panel, acts, at, token),
+            };
         }
     }
 }
 
-/// `R` rows from `first` (those from `end` on are left out), `T` tokens from `token`. Returns `T`.
+/// A panel and `T` tokens from `token`. Returns `T`.
 #[inline(always)]
-unsafe fn some<I: Isa, F: Format, const R: usize, const T: usize>(
-    job: &Job,
-    acts: &ActivationRows,
-    token: usize,
-    first: usize,
-    end: usize,
-) -> usize {
-    if first >= end {
-        return T;
-    }
-    let weights = job.part.data.as_slice().as_ptr();
+unsafe fn some<L: Lanes, F: Format, const T: usize>(job: &Job, panel: *const u8, acts: &ActivationRows, at: Place, token: usize) -> usize {
     // Loops and not closures: those would not be inlined and so miss the instruction set.
-    let mut rows = [weights; R];
-    for r in 0..R {
-        rows[r] = weights.add((first + r).min(end - 1) * job.part.row_bytes);
-    }
     let mut tokens = [*acts; T];
     for t in 0..T {
         tokens[t] = acts.from(token + t);
     }
-    let sums = dots::<I, F, R, T>(rows, job.part.row_bytes, tokens);
+    let sums = dots::<L, F, T>(panel, tokens);
     for t in 0..T {
-        for r in 0..R.min(end - first) {
-            *job.out.at([token + t, job.part.first_row + first + r]) = sums[t][r] + job.bias(first + r);
-        }
+        end::<L>(job, at, token + t, 0, L::add(sums[t], super::tile::biases::<L>(job, at, 0)));
     }
     T
 }
 
 #[inline(always)]
-unsafe fn dots<I: Isa, F: Format, const R: usize, const T: usize>(
-    rows: [*const u8; R],
-    row_bytes: usize,
-    acts: [ActivationRows; T],
-) -> [[f32; R]; T] {
-    let has_mins = F::HALVES || (F::CENTRE.is_none() && !F::SIGNED);
-    let mut acc = [[_mm256_setzero_ps(); R]; T];
-    let mut from_mins = [[_mm256_setzero_ps(); R]; T];
+unsafe fn dots<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: [ActivationRows; T]) -> [L::F; T] {
+    let mut sums = Sums { of_codes: [L::zero_f(); T], of_mins: [L::zero_f(); T] };
     for block in 0..acts[0].blocks / F::GROUPS {
-        for r in 0..R {
-            let packed = rows[r].add(block * F::BYTES);
-            // The same place of the row that this lane takes next.
-            _mm_prefetch(packed.wrapping_add(R * row_bytes).cast(), _MM_HINT_T0);
-            if F::BYTES > 64 {
-                _mm_prefetch(packed.wrapping_add(R * row_bytes + 64).cast(), _MM_HINT_T0);
-            }
-            if F::BYTES > 128 {
-                _mm_prefetch(packed.wrapping_add(R * row_bytes + 128).cast(), _MM_HINT_T0);
-            }
-            let head = F::head(packed);
-            let mut factors = [[_mm256_setzero_ps(); 2]; T];
+        let packed = Packed::<L>::new::<F>(panel, block);
+        if F::GROUPS == 1 {
+            let (d, m) =
+                (packed.half(0), if has_mins::<F, L>() && F::CENTRE.is_none() && !F::SIGNED { packed.half(1) } else { packed.half(0) });
+            packed.prefetch::<F>(0);
+            let mut a = [std::ptr::null(); T];
             for t in 0..T {
-                if F::GROUPS == 1 {
-                    factors[t][0] = _mm256_mul_ps(head.scales[0], _mm256_broadcast_ss(&*acts[t].scales.add(block)));
-                    if has_mins {
-                        let sums = _mm256_broadcast_ss(&*acts[t].sums.add(block));
-                        from_mins[t][r] = _mm256_fmadd_ps(head.mins[0], sums, from_mins[t][r]);
-                    }
-                } else if F::HALVES {
-                    let d = _mm256_loadu_ps(acts[t].scales.add(8 * block));
-                    for h in 0..2 {
-                        let twice = _mm256_permutevar8x32_ps(d, lanes(4 * h as i32, 2));
-                        factors[t][h] = _mm256_mul_ps(head.scales[h], twice);
-                        let sums = _mm256_loadu_ps(acts[t].half_sums.add(16 * block + 8 * h));
-                        from_mins[t][r] = _mm256_fmadd_ps(head.mins[h], sums, from_mins[t][r]);
-                    }
-                } else {
-                    factors[t][0] = _mm256_mul_ps(head.scales[0], _mm256_loadu_ps(acts[t].scales.add(8 * block)));
-                    if has_mins {
-                        let sums = _mm256_loadu_ps(acts[t].sums.add(8 * block));
-                        from_mins[t][r] = _mm256_fmadd_ps(head.mins[0], sums, from_mins[t][r]);
-                    }
+                a[t] = acts[t].codes.add(32 * block).cast_const();
+            }
+            let dots = products::<L, F, T>(packed.words, 0, 0, a);
+            for t in 0..T {
+                let dot = L::mul(L::to_f(dots[t]), L::broadcast_f(acts[t].scales.add(block)));
+                sums.of_codes[t] = L::fma(dot, d, sums.of_codes[t]);
+                if has_mins::<F, L>() {
+                    sums.of_mins[t] = L::fma(m, L::broadcast_f(acts[t].sums.add(block)), sums.of_mins[t]);
                 }
             }
-            for group in 0..F::GROUPS {
-                let codes = F::codes::<I>(packed, group);
-                for t in 0..T {
-                    let at = block * F::GROUPS + group;
-                    let a = _mm256_loadu_si256(acts[t].codes.add(32 * at).cast());
-                    let dot = _mm256_cvtepi32_ps(dot_centred::<I, F>(codes, a, acts[t].minus_codes.add(at)));
-                    let factor = if F::GROUPS == 1 {
-                        factors[t][0]
-                    } else if F::HALVES {
-                        _mm256_permutevar8x32_ps(factors[t][group / 4], lanes(2 * (group % 4) as i32, 4))
-                    } else {
-                        _mm256_permutevar8x32_ps(factors[t][0], _mm256_set1_epi32(group as i32))
-                    };
-                    acc[t][r] = _mm256_fmadd_ps(dot, factor, acc[t][r]);
+        } else {
+            let mut inner = Sums { of_codes: [L::zero_f(); T], of_mins: [L::zero_f(); T] };
+            // Each group on its own, so that every shift has a constant count.
+            group::<L, F, T>(&packed, &acts, block, 0, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 1, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 2, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 3, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 4, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 5, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 6, &mut inner);
+            group::<L, F, T>(&packed, &acts, block, 7, &mut inner);
+            let d = packed.half(0);
+            let m = if F::CENTRE.is_none() && !F::SIGNED { packed.half(1) } else { d };
+            for t in 0..T {
+                sums.of_codes[t] = L::fma(inner.of_codes[t], d, sums.of_codes[t]);
+                if has_mins::<F, L>() {
+                    sums.of_mins[t] = L::fma(inner.of_mins[t], m, sums.of_mins[t]);
                 }
             }
         }
     }
-    for t in 0..T {
-        for (column, x) in (*acts[t].outliers).iter() {
-            let (group, a) = (column / 32 % F::GROUPS, _mm256_loadu_si256(one_hot(column).cast()));
-            // Of a block with more than one group, `sums` below has eight lanes but `min` counts once.
-            let (of_scale, of_min) = (_mm256_set1_ps(x), _mm256_set1_ps(if F::GROUPS == 1 { x } else { x * 0.125 }));
-            for r in 0..R {
-                let packed = rows[r].add(column / 32 / F::GROUPS * F::BYTES);
-                let (mut scale, mut min) = scale_and_min::<F>(packed, column);
-                let dot = _mm256_cvtepi32_ps(dot_centred::<I, F>(F::codes::<I>(packed, group), a, &-1));
-                (scale, min) = (_mm256_mul_ps(scale, of_scale), _mm256_mul_ps(min, of_min));
-                acc[t][r] = _mm256_fmadd_ps(dot, scale, acc[t][r]);
-                from_mins[t][r] = _mm256_add_ps(from_mins[t][r], min);
-            }
-        }
-    }
-    let mut out = [[0.0; R]; T];
-    for t in 0..T {
-        for r in 0..R {
-            out[t][r] = sum(acc[t][r]);
-            if has_mins {
-                // Of a block with one group, all eight lanes have counted the minimum.
-                out[t][r] += sum(from_mins[t][r]) * if F::GROUPS == 1 { 0.125 } else { 1.0 };
-            }
+    outliers::<L, F, T>(panel, &acts, &mut sums);
+    let mut out = sums.of_codes;
+    if has_mins::<F, L>() {
+        for t in 0..T {
+            out[t] = L::fma(sums.of_mins[t], L::broadcast_f(&min_factor::<F>()), out[t]);
         }
     }
     out
 }
 
-/// Scale and minimum of one column of the block, in all lanes.
-#[inline(always)]
-unsafe fn scale_and_min<F: Format>(packed: *const u8, column: usize) -> (__m256, __m256) {
-    let head = F::head(packed);
-    if F::GROUPS == 1 {
-        return (head.scales[0], head.mins[0]);
-    }
-    let (half, lane) = if F::HALVES { (column / 128 % 2, column / 16 % 8) } else { (0, column / 32 % 8) };
-    let lane = _mm256_set1_epi32(lane as i32);
-    (_mm256_permutevar8x32_ps(head.scales[half], lane), _mm256_permutevar8x32_ps(head.mins[half], lane))
+struct Sums<L: Lanes, const T: usize> {
+    /// `Σ scale · d · (code · q)`
+    of_codes: [L::F; T],
+    /// What [`min_factor`] is still to be multiplied with
+    of_mins: [L::F; T],
 }
 
-/// Lane numbers from `first` on, each `times` times.
+/// One group of 32 columns of a block with eight.
 #[inline(always)]
-unsafe fn lanes(first: i32, times: i32) -> __m256i {
-    let n = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_add_epi32(_mm256_set1_epi32(first), _mm256_srl_epi32(n, _mm_cvtsi32_si128(times.ilog2() as i32)))
+unsafe fn group<L: Lanes, F: Format, const T: usize>(
+    packed: &Packed<L>,
+    acts: &[ActivationRows; T],
+    block: usize,
+    group: usize,
+    sums: &mut Sums<L, T>,
+) {
+    packed.prefetch::<F>(group);
+    let at = 8 * block + group;
+    let halves = if F::HALVES { 2 } else { 1 };
+    for h in 0..halves {
+        let mut a = [std::ptr::null(); T];
+        for t in 0..T {
+            a[t] = acts[t].codes.add(32 * at).cast_const();
+        }
+        let dots = products::<L, F, T>(packed.words, group, 8 / halves * h, a);
+        let sub = halves * group + h;
+        let scale = F::scale::<L>(packed.bytes, sub);
+        let min = if F::CENTRE.is_none() && !F::SIGNED { F::min::<L>(packed.bytes, sub) } else { scale };
+        for t in 0..T {
+            let dot = L::mul(L::to_f(dots[t]), L::broadcast_f(acts[t].scales.add(at)));
+            sums.of_codes[t] = L::fma(dot, scale, sums.of_codes[t]);
+            if has_mins::<F, L>() {
+                let sum = if F::HALVES { acts[t].half_sums.add(2 * at + h) } else { acts[t].sums.add(at) };
+                sums.of_mins[t] = L::fma(min, L::broadcast_f(sum), sums.of_mins[t]);
+            }
+        }
+    }
 }
 
-/// `Σ (code − centre) · a`, spread over eight lanes. The centre is exact in integers: `−Σ a` is known per group.
+/// The integer dot products of a group, or of its half that begins with step `first`.
 #[inline(always)]
-unsafe fn dot_centred<I: Isa, F: Format>(codes: __m256i, a: __m256i, minus_codes: *const i32) -> __m256i {
-    let zero = _mm256_setzero_si256();
-    let shift = if F::SIGNED { 7 } else { F::CENTRE.unwrap_or(0) };
-    let minus = _mm256_zextsi128_si256(_mm_sll_epi32(_mm_cvtsi32_si128(*minus_codes), _mm_cvtsi32_si128(shift)));
-    if F::SIGNED && I::WIDE {
-        return I::dot(minus, _mm256_xor_si256(codes, _mm256_set1_epi8(-128)), a);
+unsafe fn products<L: Lanes, F: Format, const T: usize>(words: *const u8, group: usize, first: usize, a: [*const i8; T]) -> [L::I; T] {
+    let mut dots = [L::zero(); T];
+    let count = if F::HALVES { 4 } else { 8 };
+    if L::WIDE || F::SIGNED {
+        for step in first..first + count {
+            let codes = unsigned::<L, F>(F::codes::<L>(words, group, step));
+            for t in 0..T {
+                let a = L::broadcast(a[t].add(4 * step));
+                dots[t] = if L::WIDE {
+                    L::dot(dots[t], codes, a)
+                } else {
+                    L::join(dots[t], L::pairs(L::magnitude(codes), L::with_sign(a, codes)))
+                };
+            }
+        }
+        return dots;
     }
-    if F::SIGNED {
-        return I::dot(zero, _mm256_abs_epi8(codes), _mm256_sign_epi8(a, codes));
+    for from in (first..first + count).step_by(const { batch::<F>() }) {
+        let mut pairs = [L::zero(); T];
+        for step in from..from + const { batch::<F>() } {
+            let codes = F::codes::<L>(words, group, step);
+            for t in 0..T {
+                pairs[t] = L::add_16(pairs[t], L::pairs(codes, L::broadcast(a[t].add(4 * step))));
+            }
+        }
+        for t in 0..T {
+            dots[t] = L::join(dots[t], pairs[t]);
+        }
     }
-    I::dot(if F::CENTRE.is_some() { minus } else { zero }, codes, a)
+    dots
+}
+
+/// Adds the elements of each token that its codes leave out.
+#[inline(always)]
+unsafe fn outliers<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: &[ActivationRows; T], sums: &mut Sums<L, T>) {
+    for t in 0..T {
+        for (column, x) in (*acts[t].outliers).iter() {
+            let (group, step) = (column / 32 % F::GROUPS, column % 32 / 4);
+            let packed = Packed::<L>::new::<F>(panel, column / 32 / F::GROUPS);
+            let codes = unsigned::<L, F>(F::codes::<L>(packed.words, group, step));
+            let dot = if F::SIGNED && !L::WIDE {
+                one_step::<L, 0>(codes, L::broadcast(one_hot(column % 4)))
+            } else {
+                one_step::<L, 1>(codes, L::broadcast(one_hot(column % 4)))
+            };
+            let has_own = F::CENTRE.is_none() && !F::SIGNED;
+            let (mut scale, mut min) = (packed.half(0), if has_own { packed.half(1) } else { packed.half(0) });
+            if F::GROUPS == 8 {
+                let sub = if F::HALVES { 2 * group + step / 4 } else { group };
+                let by = F::scale::<L>(packed.bytes, sub);
+                scale = L::mul(scale, by);
+                min = if has_own { L::mul(min, F::min::<L>(packed.bytes, sub)) } else { scale };
+            }
+            let x = L::broadcast_f(&x);
+            sums.of_codes[t] = L::fma(L::mul(L::to_f(dot), x), scale, sums.of_codes[t]);
+            if has_mins::<F, L>() {
+                sums.of_mins[t] = L::fma(min, x, sums.of_mins[t]);
+            }
+        }
+    }
+}
+
+/// Signed codes 128 higher where products of any u8 are possible.
+#[inline(always)]
+pub(super) unsafe fn unsigned<L: Lanes, F: Format>(codes: L::I) -> L::I {
+    if F::SIGNED && L::WIDE { L::xor(codes, L::splat(-128)) } else { codes }
+}
+
+/// Whether rows need more than the products of their codes.
+pub(super) const fn has_mins<F: Format, L: Lanes>() -> bool {
+    !F::SIGNED || L::WIDE
+}
+
+/// What the minimum of a block or sub-block is to be multiplied with, or, in types without one, its scale.
+pub(super) const fn min_factor<F: Format>() -> f32 {
+    match F::CENTRE {
+        Some(centre) => -centre,
+        None if F::SIGNED => -128.0,
+        None if F::GROUPS == 1 => 1.0,
+        None => -1.0,
+    }
+}
+
+/// One block of a panel.
+pub(super) struct Packed<L> {
+    start: *const u8,
+    pub bytes: *const u8,
+    pub words: *const u8,
+    lanes: std::marker::PhantomData<L>,
+}
+
+impl<L: Lanes> Packed<L> {
+    /// # Safety
+    /// The panel has the block.
+    #[inline(always)]
+    pub unsafe fn new<F: Format>(panel: *const u8, block: usize) -> Self {
+        let start = panel.add(block * F::SHAPE.block_bytes() * L::N);
+        let (bytes, words) = F::SHAPE.offsets(L::N);
+        Self { start, bytes: start.add(bytes), words: start.add(words), lanes: std::marker::PhantomData }
+    }
+
+    /// The `n`-th f16 number of each row.
+    #[inline(always)]
+    pub unsafe fn half(&self, n: usize) -> L::F {
+        L::load_f16(self.start.add(2 * n * L::N))
+    }
+
+    /// Fetches what `group` takes in a block further on.
+    #[inline(always)]
+    unsafe fn prefetch<F: Format>(&self, group: usize) {
+        let bytes = F::SHAPE.block_bytes() * L::N / F::GROUPS;
+        for at in (0..bytes).step_by(64) {
+            _mm_prefetch(self.start.wrapping_add(AHEAD_BYTES + group * bytes + at).cast(), _MM_HINT_T0);
+        }
+    }
 }

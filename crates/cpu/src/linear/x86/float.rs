@@ -13,7 +13,7 @@ use ferrum_kernels::{DType, quant};
 use super::{
     super::Job,
     lanes::Lanes,
-    tile::{Place, TILE_BLOCKS, Tile, VECS, begin, end, transpose},
+    tile::{Place, TILE_BLOCKS, Tile, VECS, begin, end},
 };
 
 /// Columns of a tile: as many as the integer kernels have, so that both cut rows at the same places.
@@ -53,7 +53,7 @@ impl Floats for F16 {
     }
     #[inline(always)]
     unsafe fn one(at: *const u8) -> f32 {
-        super::isa::f16(at)
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned()))))
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) unsafe fn chunk<W: Floats>(job: &Job, rows: Range<usize>) {
 /// Four rows from `first` (those from `end` on are left out), `T` tokens from `token`. Returns `T`.
 #[inline(always)]
 unsafe fn some<W: Floats, const T: usize>(job: &Job, token: usize, first: usize, end: usize) -> usize {
-    let weights = job.part.data.as_slice().as_ptr();
+    let weights = job.part.stored().as_ptr();
     let mut rows = [weights; 4];
     for r in 0..4 {
         rows[r] = weights.add((first + r).min(end - 1) * job.part.row_bytes);
@@ -113,14 +113,22 @@ unsafe fn some<W: Floats, const T: usize>(job: &Job, token: usize, first: usize,
     }
     for t in 0..T {
         for r in 0..4.min(end - first) {
-            let mut sum = super::isa::sum(acc[t][r]);
+            let mut sum = sum(acc[t][r]);
             for k in whole..job.cols {
                 sum += W::one(rows[r].add(k * W::BYTES)) * *x[t].add(k);
             }
-            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.bias(first + r);
+            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.bias_of(first + r);
         }
     }
     T
+}
+
+/// The sum of eight lanes.
+#[inline(always)]
+unsafe fn sum(v: __m256) -> f32 {
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
 }
 
 /// The work on a float tile, compiled for one level each; as [`super::tile::TileKernels`].
@@ -172,7 +180,7 @@ pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
         let (vec, lane) = (eight / L::N, eight % L::N);
         for r in 0..8 {
             let row = at.first_row + (eight + r).min(at.rows - 1);
-            let packed = &job.part.data.as_slice()[row * job.part.row_bytes + bytes(at.first)..][..bytes(at.count)];
+            let packed = &job.part.stored()[row * job.part.row_bytes + bytes(at.first)..][..bytes(at.count)];
             let buffer = &mut buffer[r][..at.count];
             match dtype {
                 DType::F32 => convert::<F32>(packed, buffer),
@@ -198,6 +206,29 @@ pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
             }
         }
     }
+}
+
+/// Eight by eight 32-bit numbers.
+#[inline(always)]
+unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    let (a0, a1) = (_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1]));
+    let (a2, a3) = (_mm256_unpacklo_epi32(r[2], r[3]), _mm256_unpackhi_epi32(r[2], r[3]));
+    let (a4, a5) = (_mm256_unpacklo_epi32(r[4], r[5]), _mm256_unpackhi_epi32(r[4], r[5]));
+    let (a6, a7) = (_mm256_unpacklo_epi32(r[6], r[7]), _mm256_unpackhi_epi32(r[6], r[7]));
+    let (b0, b1) = (_mm256_unpacklo_epi64(a0, a2), _mm256_unpackhi_epi64(a0, a2));
+    let (b2, b3) = (_mm256_unpacklo_epi64(a1, a3), _mm256_unpackhi_epi64(a1, a3));
+    let (b4, b5) = (_mm256_unpacklo_epi64(a4, a6), _mm256_unpackhi_epi64(a4, a6));
+    let (b6, b7) = (_mm256_unpacklo_epi64(a5, a7), _mm256_unpackhi_epi64(a5, a7));
+    [
+        _mm256_permute2x128_si256(b0, b4, 0x20),
+        _mm256_permute2x128_si256(b1, b5, 0x20),
+        _mm256_permute2x128_si256(b2, b6, 0x20),
+        _mm256_permute2x128_si256(b3, b7, 0x20),
+        _mm256_permute2x128_si256(b0, b4, 0x31),
+        _mm256_permute2x128_si256(b1, b5, 0x31),
+        _mm256_permute2x128_si256(b2, b6, 0x31),
+        _mm256_permute2x128_si256(b3, b7, 0x31),
+    ]
 }
 
 #[inline(always)]

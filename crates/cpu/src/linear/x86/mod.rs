@@ -9,7 +9,6 @@
 mod dot;
 mod float;
 mod formats;
-mod isa;
 mod lanes;
 mod tile;
 
@@ -20,11 +19,10 @@ use ferrum_kernels::DType;
 use self::{
     float::{Columns, FloatKernels, Floats},
     formats::{Format, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
-    isa::{Avx2, Avx512, AvxVnni},
-    lanes::{Eight, EightVnni, Sixteen},
+    lanes::{Eight, EightVnni, Lanes, Sixteen},
     tile::{Place, TileKernels, batch, tile_rows},
 };
-use super::{CpuWeight, Job, Part, activations::ActivationRows};
+use super::{CpuWeight, Job, Part, Rows, activations::ActivationRows, panels::Panels};
 use crate::{features::Simd, pool::Pool};
 
 pub(super) use self::tile::Tile;
@@ -32,35 +30,43 @@ pub(super) use self::tile::Tile;
 /// From this many tokens on, unpacking a tile costs less than unpacking rows for every four tokens.
 const TILED_TOKENS: usize = 5;
 
-/// Computes all parts of a weight for all tokens. Packed parts are multiplied in integers when there are `acts`, the
-/// quantised tokens; `tiles` has one tile per worker; `job` names the rest.
+/// Rows of a panel, whose kernels this level has.
+pub(super) fn lanes(simd: Simd) -> usize {
+    if simd == Simd::Avx512 { Sixteen::N } else { Eight::N }
+}
+
+/// Computes all parts of a weight for all tokens. Panels are multiplied with `acts`, the quantised tokens, and are for this
+/// level; `tiles` has one tile per worker; `job` names the rest.
 pub(super) fn run<'a>(
     simd: Simd,
     pool: &Pool,
     tiles: &mut [Tile],
-    acts: Option<&ActivationRows>,
+    acts: &ActivationRows,
     weight: &'a CpuWeight,
     job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
 ) {
-    let integers = |part: &Part| acts.filter(|_| part.dtype.is_block());
-    let all_by_dots = weight.parts.iter().all(|p| p.dtype.is_float() || acts.is_some());
-    if all_by_dots && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
+    let by_dots = |part: &Part| part.dtype.is_float() || matches!(part.data, Rows::Panels(_));
+    if weight.parts.iter().all(by_dots) && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
         // One launch for all parts, in chunks small enough to share out evenly and large enough to stream.
-        let row_bytes = weight.parts.iter().map(|p| p.row_bytes).max().unwrap_or(1).max(1);
-        let chunk = weight.rows.div_ceil(8 * pool.workers()).max(16 * 1024 / row_bytes).next_multiple_of(4);
-        pool.chunks(weight.rows, chunk, &|_, range| {
+        let lanes = lanes(simd);
+        let bytes = weight.parts.iter().map(|p| p.row_bytes * lanes).max().unwrap_or(1).max(1);
+        let units = weight.parts.iter().map(|p| p.rows.div_ceil(lanes)).sum::<usize>();
+        let chunk = units.div_ceil(8 * pool.workers()).max(16 * 1024 / bytes);
+        pool.chunks(units, chunk, &|_, range| {
+            let mut first = 0;
             for part in &weight.parts {
-                let end = range.end.min(part.first_row + part.rows);
-                let rows = range.start.saturating_sub(part.first_row)..end.saturating_sub(part.first_row);
-                if rows.is_empty() {
-                    continue;
+                let count = part.rows.div_ceil(lanes);
+                let (start, end) = (range.start.max(first), range.end.min(first + count));
+                if start < end {
+                    let rows = (start - first) * lanes..((end - first) * lanes).min(part.rows);
+                    // SAFETY: `CpuBackend::new` found this level on this processor, and all of them include AVX2, FMA and
+                    // F16C; the kernel is for the part's dtype; chunks are disjoint ranges of rows.
+                    match &part.data {
+                        Rows::Panels(panels) => unsafe { (Kernels::of(simd, part.dtype).dot)(&job(part), panels, acts, rows) },
+                        Rows::AsStored(_) => unsafe { float_dots(part.dtype)(&job(part), rows) },
+                    }
                 }
-                // SAFETY: `CpuBackend::new` found this level on this processor, and all of them include AVX2, FMA and F16C;
-                // the kernel is for the part's dtype; chunks are disjoint ranges of rows.
-                match integers(part) {
-                    Some(acts) => unsafe { (Kernels::of(simd, part.dtype).dot)(&job(part), acts, rows) },
-                    None => unsafe { float_dots(part.dtype)(&job(part), rows) },
-                }
+                first += count;
             }
         });
         return;
@@ -68,11 +74,11 @@ pub(super) fn run<'a>(
     let memory = Tiles(tiles.as_mut_ptr());
     for part in &weight.parts {
         let job = job(part);
-        if let Some(acts) = integers(part) {
+        if let Rows::Panels(panels) = &part.data {
             let kernels = Kernels::of(simd, part.dtype).tile;
             // SAFETY: as above; each worker has its own tile.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
-                tile::chunk(kernels, &job, acts, range, &mut *memory.of(worker));
+                tile::chunk(kernels, &job, panels, acts, range, &mut *memory.of(worker));
             });
         } else {
             let kernels = match simd {
@@ -109,7 +115,7 @@ impl Tiles {
 
 /// The kernels of one dtype and level.
 struct Kernels {
-    dot: unsafe fn(&Job, &ActivationRows, Range<usize>),
+    dot: Dot,
     tile: TileKernels,
 }
 
@@ -136,6 +142,7 @@ impl Kernels {
         let (dot, unpack, tokens, rows): (Dot, Unpack, Tokens, usize) = match simd {
             Simd::Avx2 => {
                 let tokens: Tokens = match (F::HALVES, batch::<F>()) {
+                    (true, 4) => tokens_avx2::<2, 4>,
                     (true, _) => tokens_avx2::<2, 2>,
                     (false, 8) => tokens_avx2::<1, 8>,
                     (false, 4) => tokens_avx2::<1, 4>,
@@ -157,38 +164,38 @@ impl Kernels {
     }
 }
 
-type Dot = unsafe fn(&Job, &ActivationRows, Range<usize>);
-type Unpack = unsafe fn(&Job, Place, &mut Tile);
+type Dot = unsafe fn(&Job, &Panels, &ActivationRows, Range<usize>);
+type Unpack = unsafe fn(&Panels, Place, &mut Tile);
 type Tokens = unsafe fn(&Job, &ActivationRows, &Tile, Place);
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_avx2<F: Format>(job: &Job, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<Avx2, F>(job, acts, rows)
+unsafe fn dot_avx2<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<Eight, F>(job, panels, acts, rows)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn dot_avxvnni<F: Format>(job: &Job, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<AvxVnni, F>(job, acts, rows)
+unsafe fn dot_avxvnni<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<EightVnni, F>(job, panels, acts, rows)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn dot_avx512<F: Format>(job: &Job, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<Avx512, F>(job, acts, rows)
+unsafe fn dot_avx512<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<Sixteen, F>(job, panels, acts, rows)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_avx2<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
-    tile::unpack::<Avx2, Eight, F>(job, at, tile)
+unsafe fn unpack_avx2<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
+    tile::unpack::<Eight, F>(panels, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn unpack_avxvnni<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
-    tile::unpack::<AvxVnni, EightVnni, F>(job, at, tile)
+unsafe fn unpack_avxvnni<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
+    tile::unpack::<EightVnni, F>(panels, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn unpack_avx512<F: Format>(job: &Job, at: Place, tile: &mut Tile) {
-    tile::unpack::<Avx512, Sixteen, F>(job, at, tile)
+unsafe fn unpack_avx512<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
+    tile::unpack::<Sixteen, F>(panels, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

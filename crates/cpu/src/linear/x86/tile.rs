@@ -1,7 +1,7 @@
 //! `linear` for many tokens: tiles of rows are unpacked once and meet every token.
 //!
-//! A tile is `2 · N` rows (`N` lanes of a vector) by up to [`TILE_BLOCKS`] blocks of 32 columns, unpacked so that lane
-//! `r` of the `k`-th vector holds codes `4k..4k + 4` of row `r`; it stays in the L1 cache while all tokens pass by, `T`
+//! A tile is two panels of `N` rows by up to [`TILE_BLOCKS`] blocks of 32 columns, its codes spread out to bytes: lane `r`
+//! of the `k`-th vector holds codes `4k..4k + 4` of row `r`. It stays in the L1 cache while all tokens pass by, `T`
 //! at a time with their sums in registers. Per block of 32: 8 dot-product steps in integers, then
 //! `acc += sum · d · scale; acc += (d · Σ q) · min`, both exact enough in F32. Bound by the multipliers.
 //!
@@ -10,15 +10,16 @@
 //! Q4_K 237, Q6_K 144; AVX2 level 146, 148, 83, 149, 118. Lost: closures in the unpacking (`array::map`), which the
 //! compiler left as calls without the instruction set: 5 times slower.
 
-use std::{arch::x86_64::*, ops::Range};
+use std::ops::Range;
 
 use super::{
     super::{
         Job,
         activations::{ActivationRows, one_hot},
+        panels::Panels,
     },
+    dot::{Packed, has_mins, min_factor, unsigned},
     formats::Format,
-    isa::Isa,
     lanes::Lanes,
 };
 
@@ -66,8 +67,8 @@ impl Tile {
 /// The two halves of the work on a tile, compiled for one level each.
 #[derive(Clone, Copy)]
 pub(super) struct TileKernels {
-    /// Fills the tile from the packed rows of `Place`, of one dtype.
-    pub unpack: unsafe fn(&Job, Place, &mut Tile),
+    /// Fills the tile from the panels at `Place`.
+    pub unpack: unsafe fn(&Panels, Place, &mut Tile),
     /// Multiplies the tile with all tokens.
     pub tokens: unsafe fn(&Job, &ActivationRows, &Tile, Place),
     /// Rows of a tile
@@ -77,14 +78,14 @@ pub(super) struct TileKernels {
 /// Computes the tiles `tiles` of the part for all tokens.
 ///
 /// # Safety
-/// The processor has the level of `kernels`, which are for the part's dtype; `tiles` lie in the part and no other thread
+/// The processor has the level of `kernels`, which are for the dtype of `panels`; `tiles` lie in the part and no other thread
 /// writes their rows to `job.out`; `acts` holds the tokens of `job.x`.
-pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
+pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, panels: &Panels, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
     for first in tiles.map(|t| t * kernels.rows) {
         let count = kernels.rows.min(job.part.rows - first);
         for block in (0..acts.blocks).step_by(TILE_BLOCKS) {
             let at = Place { first, count, block, blocks: TILE_BLOCKS.min(acts.blocks - block) };
-            (kernels.unpack)(job, at, tile);
+            (kernels.unpack)(panels, at, tile);
             (kernels.tokens)(job, acts, tile, at);
         }
     }
@@ -95,7 +96,7 @@ pub(super) const fn batch<F: Format>() -> usize {
     match F::MAX_CODE {
         _ if F::SIGNED => 0,
         ..=15 if !F::HALVES => 8,
-        ..=31 if !F::HALVES => 4,
+        ..=31 => 4,
         _ => 2,
     }
 }
@@ -111,81 +112,56 @@ pub(super) struct Place {
     pub blocks: usize,
 }
 
-/// Fills `tile`. Rows that do not exist repeat the last.
+/// Fills `tile`. A second panel that does not exist repeats the first.
 ///
 /// # Safety
-/// As [`chunk`], for `I`, `L` and `F`.
+/// As [`chunk`], for `L` and `F`.
 #[inline(always)]
-pub(super) unsafe fn unpack<I: Isa, L: Lanes, F: Format>(job: &Job, at: Place, tile: &mut Tile) {
-    let weights = job.part.data.as_slice().as_ptr();
+pub(super) unsafe fn unpack<L: Lanes, F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
     let halves = if F::HALVES { 2 } else { 1 };
     let (codes, scales, mins) = (tile.codes.as_mut_ptr(), tile.scales.as_mut_ptr(), tile.mins.as_mut_ptr());
-    // Loops and not closures throughout: those would not be inlined and so miss the instruction set.
-    for eight in (0..VECS * L::N).step_by(8) {
-        let (vec, lane) = (eight / L::N, eight % L::N);
+    let (own_mins, factor) = (F::CENTRE.is_none() && !F::SIGNED, L::broadcast_f(&min_factor::<F>()));
+    for vec in 0..VECS {
+        let row = if vec * L::N < at.count { at.first + vec * L::N } else { at.first };
         for block in 0..at.blocks / F::GROUPS {
+            let packed = Packed::<L>::new::<F>(panels.panel(row / L::N), at.block / F::GROUPS + block);
             let to = vec * TILE_BLOCKS + block * F::GROUPS;
-            let mut packed = [weights; 8];
-            for r in 0..8 {
-                let row = at.first + (eight + r).min(at.count - 1);
-                packed[r] = weights.add(row * job.part.row_bytes + (at.block / F::GROUPS + block) * F::BYTES);
-                let head = F::head(packed[r]);
-                let (mut s, mut m) = ([0.0f32; 16], [0.0f32; 16]);
-                for h in 0..halves {
-                    _mm256_storeu_ps(s.as_mut_ptr().add(8 * h), head.scales[h]);
-                    _mm256_storeu_ps(m.as_mut_ptr().add(8 * h), head.mins[h]);
+            let (d, m) = (packed.half(0), if own_mins { packed.half(1) } else { packed.half(0) });
+            let m = L::mul(m, factor);
+            for sub in 0..F::GROUPS * halves {
+                let (mut scale, mut min) = (d, m);
+                if F::GROUPS == 8 {
+                    let by = F::scale::<L>(packed.bytes, sub);
+                    scale = L::mul(d, by);
+                    min = L::mul(m, if own_mins { F::min::<L>(packed.bytes, sub) } else { by });
                 }
-                if F::GROUPS == 1 {
-                    (s[0], m[0]) = (_mm256_cvtss_f32(head.scales[0]), _mm256_cvtss_f32(head.mins[0]));
-                }
-                for j in 0..F::GROUPS * halves {
-                    let to = (to * halves + j) * L::N + lane + r;
-                    *scales.add(to) = s[j];
-                    *mins.add(to) = match F::CENTRE {
-                        Some(shift) => -s[j] * (1 << shift) as f32,
-                        None if F::SIGNED => s[j] * -128.0,
-                        None => m[j],
-                    };
+                L::store_f(scales.add((to * halves + sub) * L::N), scale);
+                if has_mins::<F, L>() {
+                    L::store_f(mins.add((to * halves + sub) * L::N), min);
                 }
             }
-            for group in 0..F::GROUPS {
-                let mut v = [_mm256_setzero_si256(); 8];
-                for r in 0..8 {
-                    v[r] = F::codes::<I>(packed[r], group);
-                    if F::SIGNED && L::WIDE {
-                        v[r] = _mm256_xor_si256(v[r], _mm256_set1_epi8(-128));
-                    }
-                }
-                let v = transpose(v);
-                for k in 0..8 {
-                    _mm256_storeu_si256(codes.add(((to + group) * 8 + k) * L::N * 4 + lane * 4).cast(), v[k]);
-                }
+            // Each group on its own, so that every shift has a constant count.
+            let codes = codes.add(to * 32 * L::N);
+            unpack_group::<L, F>(packed.words, 0, codes);
+            if F::GROUPS == 8 {
+                unpack_group::<L, F>(packed.words, 1, codes);
+                unpack_group::<L, F>(packed.words, 2, codes);
+                unpack_group::<L, F>(packed.words, 3, codes);
+                unpack_group::<L, F>(packed.words, 4, codes);
+                unpack_group::<L, F>(packed.words, 5, codes);
+                unpack_group::<L, F>(packed.words, 6, codes);
+                unpack_group::<L, F>(packed.words, 7, codes);
             }
         }
     }
 }
 
-/// Eight by eight 32-bit numbers.
+/// Spreads the codes of one group of a block.
 #[inline(always)]
-pub(super) unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
-    let (a0, a1) = (_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1]));
-    let (a2, a3) = (_mm256_unpacklo_epi32(r[2], r[3]), _mm256_unpackhi_epi32(r[2], r[3]));
-    let (a4, a5) = (_mm256_unpacklo_epi32(r[4], r[5]), _mm256_unpackhi_epi32(r[4], r[5]));
-    let (a6, a7) = (_mm256_unpacklo_epi32(r[6], r[7]), _mm256_unpackhi_epi32(r[6], r[7]));
-    let (b0, b1) = (_mm256_unpacklo_epi64(a0, a2), _mm256_unpackhi_epi64(a0, a2));
-    let (b2, b3) = (_mm256_unpacklo_epi64(a1, a3), _mm256_unpackhi_epi64(a1, a3));
-    let (b4, b5) = (_mm256_unpacklo_epi64(a4, a6), _mm256_unpackhi_epi64(a4, a6));
-    let (b6, b7) = (_mm256_unpacklo_epi64(a5, a7), _mm256_unpackhi_epi64(a5, a7));
-    [
-        _mm256_permute2x128_si256(b0, b4, 0x20),
-        _mm256_permute2x128_si256(b1, b5, 0x20),
-        _mm256_permute2x128_si256(b2, b6, 0x20),
-        _mm256_permute2x128_si256(b3, b7, 0x20),
-        _mm256_permute2x128_si256(b0, b4, 0x31),
-        _mm256_permute2x128_si256(b1, b5, 0x31),
-        _mm256_permute2x128_si256(b2, b6, 0x31),
-        _mm256_permute2x128_si256(b3, b7, 0x31),
-    ]
+unsafe fn unpack_group<L: Lanes, F: Format>(words: *const u8, group: usize, codes: *mut u8) {
+    for step in 0..8 {
+        L::store(codes.add((group * 8 + step) * L::N * 4), unsigned::<L, F>(F::codes::<L>(words, group, step)));
+    }
 }
 
 /// All tokens against one tile: `HALVES` scales per block; `BATCH` steps whose 16-bit sums fit before they are widened,
@@ -288,7 +264,7 @@ unsafe fn some<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize
 
 /// One of the [`steps`].
 #[inline(always)]
-unsafe fn one_step<L: Lanes, const BATCH: usize>(codes: L::I, a: L::I) -> L::I {
+pub(super) unsafe fn one_step<L: Lanes, const BATCH: usize>(codes: L::I, a: L::I) -> L::I {
     if L::WIDE {
         L::dot(L::zero(), codes, a)
     } else if BATCH == 0 {
@@ -361,13 +337,34 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
 pub(super) unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
+    if at.block == 0 {
+        return biases::<L>(job, at, v);
+    }
     let column = job.part.first_row + at.first + row;
-    let mut values = [0.0f32; 16];
-    if at.block > 0 && rows == L::N {
+    if rows == L::N {
         return L::load_f(job.out.at([token, column]));
     }
+    let mut values = [0.0f32; 16];
     for (r, value) in values.iter_mut().enumerate().take(rows) {
-        *value = if at.block > 0 { *job.out.at([token, column + r]) } else { job.bias(at.first + row + r) };
+        *value = *job.out.at([token, column + r]);
+    }
+    L::load_f(values.as_ptr())
+}
+
+/// The bias of the rows of vector `v`.
+#[inline(always)]
+pub(super) unsafe fn biases<L: Lanes>(job: &Job, at: Place, v: usize) -> L::F {
+    let Some(bias) = job.bias else { return L::zero_f() };
+    let row = v * L::N;
+    let rows = at.count.saturating_sub(row).min(L::N);
+    // The bias is that of the whole weight, and the rows are some of its.
+    let from = bias.as_ptr().wrapping_add(job.part.first_row + at.first + row);
+    if rows == L::N {
+        return L::load_f(from);
+    }
+    let mut values = [0.0f32; 16];
+    for (r, value) in values.iter_mut().enumerate().take(rows) {
+        *value = *from.add(r);
     }
     L::load_f(values.as_ptr())
 }

@@ -1,0 +1,392 @@
+//! Packed weights in panels: the same bits as in the file, rearranged so that one vector holds the same place of many rows.
+//!
+//! A panel is [`Panels::lanes`] rows. Per block of the dtype it holds, one behind the other, and each for all rows side by
+//! side: the f16 numbers (scale, then minimum), the scales of sub-blocks as bytes, and the codes as 32-bit words. A row
+//! thus lies in one 32-bit lane of every vector of codes: dot products need no sums across lanes, and scales, minimums and
+//! the rounded activations are prepared once for all rows. A panel is one stream for the prefetcher.
+//!
+//! Q3_K, Q4_K, Q5_K and IQ4_XS hold their 6-bit scales as bytes here, which is 1 to 4 % more memory; the others take the
+//! bytes of the file. Rows beyond the last are zero.
+
+use std::{ops::Range, sync::Arc};
+
+use ferrum_kernels::{DType, Result, quant};
+
+use crate::{
+    pool::Pool,
+    storage::{Arena, CpuStorage},
+};
+
+/// How many f16 numbers, bytes and words a row has per block of its dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub halves: usize,
+    pub bytes: usize,
+    pub words: usize,
+}
+
+impl Shape {
+    /// Of one row.
+    pub const fn block_bytes(self) -> usize {
+        2 * self.halves + self.bytes + 4 * self.words
+    }
+
+    /// Where in the block of a panel of `lanes` rows the bytes and the words begin.
+    pub const fn offsets(self, lanes: usize) -> (usize, usize) {
+        (2 * self.halves * lanes, (2 * self.halves + self.bytes) * lanes)
+    }
+
+    /// # Panics
+    /// For a dtype that has no blocks.
+    pub const fn of(dtype: DType) -> Self {
+        let (halves, bytes, words) = match dtype {
+            DType::Q4_0 | DType::IQ4_NL => (1, 0, 4),
+            DType::Q4_1 => (2, 0, 4),
+            DType::Q5_0 => (1, 0, 5),
+            DType::Q5_1 => (2, 0, 5),
+            DType::Q8_0 => (1, 0, 8),
+            DType::Q2_K => (2, 16, 16),
+            DType::Q3_K => (1, 16, 24),
+            DType::Q4_K => (2, 16, 32),
+            DType::Q5_K => (2, 16, 40),
+            DType::Q6_K => (1, 16, 48),
+            DType::IQ4_XS => (1, 8, 32),
+            DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => panic!("not a block type"),
+        };
+        Self { halves, bytes, words }
+    }
+}
+
+/// A matrix of one dtype.
+#[derive(Debug)]
+pub(super) struct Panels {
+    storage: Arc<CpuStorage>,
+    start: usize,
+    dtype: DType,
+    lanes: usize,
+    /// Blocks of a row
+    blocks: usize,
+}
+
+impl Panels {
+    /// Rearranges `rows` rows of whole blocks; `data` holds exactly these.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(pool: &Pool, arena: &mut Arena, lanes: usize, dtype: DType, rows: usize, data: &[u8]) -> Result<Self> {
+        let row_bytes = data.len() / rows.max(1);
+        let blocks = row_bytes / dtype.block_bytes();
+        let count = rows.div_ceil(lanes);
+        let (storage, start) = arena.take(count * lanes * blocks * Shape::of(dtype).block_bytes())?;
+        let panels = Self { storage, start, dtype, lanes, blocks };
+        let chunk = (256 * 1024 / panels.panel_bytes().max(1)).max(1);
+        pool.chunks(count, chunk, &|_, range| {
+            // SAFETY: the memory was taken for this matrix alone, and each panel belongs to one chunk.
+            let to = unsafe { std::slice::from_raw_parts_mut(panels.panel(range.start), range.len() * panels.panel_bytes()) };
+            fill(dtype, lanes, &data[range.start * lanes * row_bytes..(range.end * lanes).min(rows) * row_bytes], row_bytes, to);
+        });
+        Ok(panels)
+    }
+
+    /// Rows of a panel.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    pub fn panel_bytes(&self) -> usize {
+        self.lanes * self.blocks * Shape::of(self.dtype).block_bytes()
+    }
+
+    /// The first byte of a panel.
+    pub fn panel(&self, panel: usize) -> *mut u8 {
+        self.storage.as_ptr().wrapping_add(self.start + panel * self.panel_bytes())
+    }
+
+    /// Writes the elements of a row in F32.
+    ///
+    /// # Panics
+    /// When `out` is not as long as a row.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let lane = row % self.lanes;
+        // SAFETY: the panel lies in the memory that was taken for this matrix, which nobody writes any more.
+        let panel = unsafe { std::slice::from_raw_parts(self.panel(row / self.lanes), self.panel_bytes()) };
+        let (mut fields, mut block) = (Fields::default(), [0; 210]);
+        let block = &mut block[..self.dtype.block_bytes()];
+        for (packed, out) in panel.chunks_exact(panel.len() / self.blocks).zip(out.chunks_exact_mut(self.dtype.block_len())) {
+            fields.read(Shape::of(self.dtype), self.lanes, lane, packed);
+            join(self.dtype, &fields, block);
+            quant::dequantize(self.dtype, block, out).expect("a whole block");
+        }
+    }
+}
+
+/// The block of one row, taken apart.
+struct Fields {
+    halves: [u16; 2],
+    bytes: [u8; 16],
+    words: [u32; 48],
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self { halves: [0; 2], bytes: [0; 16], words: [0; 48] }
+    }
+}
+
+impl Fields {
+    #[inline(always)]
+    fn write(&self, shape: Shape, lanes: usize, lane: usize, block: &mut [u8]) {
+        let (bytes, words) = shape.offsets(lanes);
+        for (n, half) in self.halves[..shape.halves].iter().enumerate() {
+            block[2 * (n * lanes + lane)..][..2].copy_from_slice(&half.to_le_bytes());
+        }
+        for (n, &byte) in self.bytes[..shape.bytes].iter().enumerate() {
+            block[bytes + n * lanes + lane] = byte;
+        }
+        for (n, word) in self.words[..shape.words].iter().enumerate() {
+            block[words + 4 * (n * lanes + lane)..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn read(&mut self, shape: Shape, lanes: usize, lane: usize, block: &[u8]) {
+        let (bytes, words) = shape.offsets(lanes);
+        for (n, half) in self.halves[..shape.halves].iter_mut().enumerate() {
+            *half = half_at(block, 2 * (n * lanes + lane));
+        }
+        for (n, byte) in self.bytes[..shape.bytes].iter_mut().enumerate() {
+            *byte = block[bytes + n * lanes + lane];
+        }
+        for (n, word) in self.words[..shape.words].iter_mut().enumerate() {
+            *word = word_at(block, words + 4 * (n * lanes + lane));
+        }
+    }
+}
+
+/// Fills whole panels from rows, of which the last panel may have fewer.
+fn fill(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
+    // One copy per dtype and width, so that the loops over fields have constant lengths.
+    macro_rules! each {
+        ($($dtype:ident)*) => {
+            match (dtype, lanes) {
+                $((DType::$dtype, 16) => fill_panels(DType::$dtype, 16, rows, row_bytes, panels),
+                  (DType::$dtype, _) => fill_panels(DType::$dtype, lanes, rows, row_bytes, panels),)*
+                _ => unreachable!("`Shape::of` refused it"),
+            }
+        };
+    }
+    each!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
+}
+
+#[inline(always)]
+fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
+    let (shape, block_bytes) = (Shape::of(dtype), dtype.block_bytes());
+    let mut fields = Fields::default();
+    for (rows, panel) in rows.chunks(lanes * row_bytes).zip(panels.chunks_exact_mut(lanes * row_bytes / block_bytes * shape.block_bytes()))
+    {
+        for (n, to) in panel.chunks_exact_mut(lanes * shape.block_bytes()).enumerate() {
+            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+                split(dtype, &row[n * block_bytes..][..block_bytes], &mut fields);
+                fields.write(shape, lanes, lane, to);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn split(dtype: DType, block: &[u8], f: &mut Fields) {
+    let half = |f: &mut Fields, n: usize, at: usize| f.halves[n] = half_at(block, at);
+    let words = |f: &mut Fields, first: usize, from: Range<usize>| {
+        for (word, bytes) in f.words[first..].iter_mut().zip(block[from].as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+    };
+    if dtype.block_len() == 32 || matches!(dtype, DType::Q4_K | DType::Q5_K | DType::IQ4_XS) {
+        half(f, 0, 0);
+    }
+    match dtype {
+        DType::Q4_0 | DType::IQ4_NL => words(f, 0, 2..18),
+        DType::Q8_0 => words(f, 0, 2..34),
+        DType::Q4_1 => {
+            half(f, 1, 2);
+            words(f, 0, 4..20);
+        }
+        DType::Q5_0 => {
+            f.words[0] = bits_by_step(word_at(block, 2));
+            words(f, 1, 6..22);
+        }
+        DType::Q5_1 => {
+            half(f, 1, 2);
+            f.words[0] = bits_by_step(word_at(block, 4));
+            words(f, 1, 8..24);
+        }
+        DType::Q2_K => {
+            half(f, 0, 80);
+            half(f, 1, 82);
+            f.bytes.copy_from_slice(&block[..16]);
+            words(f, 0, 16..80);
+        }
+        DType::Q3_K => {
+            half(f, 0, 108);
+            for (j, scale) in f.bytes.iter_mut().enumerate() {
+                let (low, high) = (block[96 + j % 8] >> (4 * (j / 8)) & 15, block[104 + j % 4] >> (2 * (j / 4)) & 3);
+                *scale = (low | high << 4).wrapping_sub(32);
+            }
+            words(f, 0, 0..96);
+        }
+        DType::Q4_K | DType::Q5_K => {
+            half(f, 1, 2);
+            let b = &block[4..16];
+            for j in 0..4 {
+                (f.bytes[j], f.bytes[8 + j]) = (b[j] & 63, b[4 + j] & 63);
+                f.bytes[4 + j] = b[8 + j] & 15 | b[j] >> 6 << 4;
+                f.bytes[12 + j] = b[8 + j] >> 4 | b[4 + j] >> 6 << 4;
+            }
+            words(f, 0, 16..dtype.block_bytes());
+        }
+        DType::Q6_K => {
+            half(f, 0, 208);
+            f.bytes.copy_from_slice(&block[192..208]);
+            words(f, 0, 0..192);
+        }
+        DType::IQ4_XS => {
+            let high = half_at(block, 2);
+            for j in 0..8 {
+                let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
+                f.bytes[j] = (low | ((high >> (2 * j)) as u8 & 3) << 4).wrapping_sub(32);
+            }
+            words(f, 0, 8..136);
+        }
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => {}
+    }
+}
+
+/// The inverse of [`split`].
+fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
+    let half = |block: &mut [u8], n: usize, at: usize| block[at..at + 2].copy_from_slice(&f.halves[n].to_le_bytes());
+    let words = |block: &mut [u8], first: usize, to: Range<usize>| {
+        for (bytes, word) in block[to].as_chunks_mut::<4>().0.iter_mut().zip(&f.words[first..]) {
+            *bytes = word.to_le_bytes();
+        }
+    };
+    block.fill(0);
+    if dtype.block_len() == 32 || matches!(dtype, DType::Q4_K | DType::Q5_K | DType::IQ4_XS) {
+        half(block, 0, 0);
+    }
+    match dtype {
+        DType::Q4_0 | DType::IQ4_NL => words(block, 0, 2..18),
+        DType::Q8_0 => words(block, 0, 2..34),
+        DType::Q4_1 => {
+            half(block, 1, 2);
+            words(block, 0, 4..20);
+        }
+        DType::Q5_0 => {
+            block[2..6].copy_from_slice(&bits_by_element(f.words[0]).to_le_bytes());
+            words(block, 1, 6..22);
+        }
+        DType::Q5_1 => {
+            half(block, 1, 2);
+            block[4..8].copy_from_slice(&bits_by_element(f.words[0]).to_le_bytes());
+            words(block, 1, 8..24);
+        }
+        DType::Q2_K => {
+            half(block, 0, 80);
+            half(block, 1, 82);
+            block[..16].copy_from_slice(&f.bytes);
+            words(block, 0, 16..80);
+        }
+        DType::Q3_K => {
+            half(block, 0, 108);
+            for (j, scale) in f.bytes.iter().enumerate() {
+                let scale = scale.wrapping_add(32);
+                block[96 + j % 8] |= (scale & 15) << (4 * (j / 8));
+                block[104 + j % 4] |= (scale >> 4) << (2 * (j / 4));
+            }
+            words(block, 0, 0..96);
+        }
+        DType::Q4_K | DType::Q5_K => {
+            half(block, 1, 2);
+            for j in 0..4 {
+                block[4 + j] = f.bytes[j] | f.bytes[4 + j] >> 4 << 6;
+                block[8 + j] = f.bytes[8 + j] | f.bytes[12 + j] >> 4 << 6;
+                block[12 + j] = f.bytes[4 + j] & 15 | f.bytes[12 + j] << 4;
+            }
+            words(block, 0, 16..dtype.block_bytes());
+        }
+        DType::Q6_K => {
+            half(block, 0, 208);
+            block[192..208].copy_from_slice(&f.bytes);
+            words(block, 0, 0..192);
+        }
+        DType::IQ4_XS => {
+            let mut high = 0;
+            for j in 0..8 {
+                let scale = f.bytes[j].wrapping_add(32);
+                block[4 + j / 2] |= (scale & 15) << (4 * (j % 2));
+                high |= u16::from(scale >> 4) << (2 * j);
+            }
+            block[2..4].copy_from_slice(&high.to_le_bytes());
+            words(block, 0, 8..136);
+        }
+        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => {}
+    }
+}
+
+/// The high bits of 32 elements, from bit `4k + j` for element `4k + j` to bit `k` of byte `j`: where step `k` of a dot
+/// product finds those of its four elements at the same place of the four bytes.
+#[inline(always)]
+fn bits_by_step(bits: u32) -> u32 {
+    let mut out = 0;
+    for j in 0..4 {
+        // Bits 0, 4, 8 … come together in the low byte.
+        let mut b = bits >> j & 0x1111_1111;
+        b = (b | b >> 3) & 0x0303_0303;
+        b = (b | b >> 6) & 0x000f_000f;
+        out |= ((b | b >> 12) & 0xff) << (8 * j);
+    }
+    out
+}
+
+/// The inverse of [`bits_by_step`].
+fn bits_by_element(bits: u32) -> u32 {
+    (0..32).fold(0, |out, element| out | (bits >> (8 * (element % 4) + element / 4) & 1) << element)
+}
+
+#[inline(always)]
+fn half_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
+#[inline(always)]
+fn word_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_were() {
+        let pool = Pool::new(2).unwrap();
+        let mut random = 1u32;
+        for dtype in DType::weights().filter(|d| d.is_block()) {
+            for (lanes, rows) in [(8, 21), (16, 40)] {
+                let row_bytes = 3 * dtype.block_bytes();
+                let mut data: Vec<u8> = (0..rows * row_bytes)
+                    .map(|_| {
+                        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (random >> 24) as u8
+                    })
+                    .collect();
+                let panels = Panels::new(&pool, &mut Arena::default(), lanes, dtype, rows, &data).unwrap();
+                for (n, row) in data.chunks_exact_mut(row_bytes).enumerate() {
+                    let (mut want, mut got) = (vec![0.0; 3 * dtype.block_len()], vec![1.0; 3 * dtype.block_len()]);
+                    quant::dequantize(dtype, row, &mut want).unwrap();
+                    panels.row(n, &mut got);
+                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&got), bits(&want), "{dtype}, {lanes} lanes, row {n}");
+                }
+            }
+        }
+    }
+}
