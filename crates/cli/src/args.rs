@@ -262,6 +262,9 @@ pub struct PerplexityArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct DoctorArgs {
+    /// Bytes of memory whose reading is timed; caches may hold less than a model's weights [default: 256 MiB]
+    #[arg(long, value_name = "N", default_value_t = 256 << 20, hide_default_value = true)]
+    pub read_bytes: usize,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -4,13 +4,11 @@
 //! line's label, e.g. `Q4_K m=1`, and LEVEL one of `portable avx2 avxvnni avx512`.
 
 use std::{
-    hint::black_box,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
-use ferrum_cpu::{CpuBackend, CpuOptions, Simd};
+use ferrum_cpu::{CpuBackend, CpuOptions, Simd, read_bandwidth};
 use ferrum_kernels::{Backend, DType, HostBytes, Result, Weight, ops::Linear, quant};
 
 const ROWS: usize = 2048;
@@ -29,20 +27,20 @@ fn main() -> Result<()> {
         _ => Simd::Avx512,
     });
     let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(threads), simd, ..CpuOptions::default() })?);
-    let bandwidth = read_bandwidth(threads);
+    let bandwidth = read_bandwidth(threads, CYCLE_BYTES)? / 1e9;
     println!("{}; reads {:.1} GB/s", backend.device().name, bandwidth);
     for dtype in DType::weights() {
-        for tokens in [1, 4, 16, 512] {
+        for tokens in [1, 4, 8, 32, 512] {
             let label = format!("{dtype} m={tokens}");
             if label.contains(filter) {
-                measure(&backend, dtype, tokens, threads, bandwidth, &label)?;
+                measure(&backend, dtype, tokens, bandwidth, &label)?;
             }
         }
     }
     Ok(())
 }
 
-fn measure(backend: &Arc<dyn Backend>, dtype: DType, tokens: usize, threads: usize, bandwidth: f64, label: &str) -> Result<()> {
+fn measure(backend: &Arc<dyn Backend>, dtype: DType, tokens: usize, bandwidth: f64, label: &str) -> Result<()> {
     let values: Vec<f32> = (0..COLS).map(|n| ((n * 7919 % 1009) as f32 - 504.0) / 300.0).collect();
     let row = quant::quantize(dtype, &values).expect("4096 columns are whole blocks");
     let bytes = row.len() * ROWS;
@@ -58,9 +56,9 @@ fn measure(backend: &Arc<dyn Backend>, dtype: DType, tokens: usize, threads: usi
     let (start, mut times) = (Instant::now(), Vec::new());
     while start.elapsed() < Duration::from_millis(400) || times.len() < 3 {
         for weight in &weights {
-            let once = cpu_seconds();
+            let once = Instant::now();
             backend.linear(&Linear { x: &x, weight, bias: None, out: &out })?;
-            times.push((cpu_seconds() - once) / threads as f64);
+            times.push(once.elapsed().as_secs_f64());
         }
     }
     times.sort_unstable_by(f64::total_cmp);
@@ -69,29 +67,4 @@ fn measure(backend: &Arc<dyn Backend>, dtype: DType, tokens: usize, threads: usi
     let (rate, ops) = (bytes as f64 / time / 1e9, 2.0 * (tokens * ROWS * COLS) as f64 / time / 1e9);
     println!("{label:14} {:9.1} µs {rate:7.2} GB/s ({:3.0} %) {ops:8.1} GOP/s", time * 1e6, rate / bandwidth * 100.0);
     Ok(())
-}
-
-/// GB/s at which `threads` sum up memory together.
-fn read_bandwidth(threads: usize) -> f64 {
-    let data = vec![1u64; CYCLE_BYTES / 8];
-    let once = || {
-        let start = Instant::now();
-        thread::scope(|scope| {
-            for part in data.chunks(data.len().div_ceil(threads)) {
-                scope.spawn(|| {
-                    black_box(part.as_chunks::<32>().0.iter().fold([0u64; 32], |sums, v| std::array::from_fn(|i| sums[i] ^ v[i])))
-                });
-            }
-        });
-        CYCLE_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
-    };
-    (0..7).map(|_| once()).fold(0.0, f64::max)
-}
-
-/// Processor time of all threads, which other programs on the machine do not lengthen much.
-fn cpu_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }

@@ -1,6 +1,7 @@
 //! The CPU backend: every operation in SIMD on the threads of its own pool.
 
 mod backend;
+mod bandwidth;
 mod embed;
 mod features;
 mod linear;
@@ -9,6 +10,7 @@ mod pool;
 mod storage;
 
 pub use backend::{CpuBackend, CpuOptions, Precision};
+pub use bandwidth::read_bandwidth;
 pub use features::Simd;
 
 /// What `--backend` takes.

@@ -1,8 +1,8 @@
 //! `ferrum doctor`: what this machine offers.
 
-use std::{fmt::Write, hint, thread, time::Instant};
+use std::fmt::Write;
 
-use ferrum_cpu::{CpuBackend, CpuOptions, Simd};
+use ferrum_cpu::{CpuBackend, CpuOptions, Simd, read_bandwidth};
 use ferrum_kernels::Backend;
 use ferrum_models::hub::HubOptions;
 use serde_json::json;
@@ -13,15 +13,12 @@ use crate::{
     output::{self, bytes},
 };
 
-/// More than caches hold, little enough for any machine.
-const BUFFER_BYTES: usize = 256 << 20;
-const PASSES: usize = 3;
-
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let cpu = CpuBackend::new(CpuOptions::default())?;
     let device = cpu.device();
     let simd: Vec<String> = Simd::ALL.iter().filter(|s| s.is_available()).map(ToString::to_string).collect();
-    let (one, all) = bandwidth(device.threads);
+    let [one, all] = [1, device.threads].map(|threads| read_bandwidth(threads, args.read_bytes));
+    let (one, all) = (one?, all?);
     let mut options = HubOptions::from_env();
     if let Some(dir) = &args.hub.models_dir {
         options.models_dir.clone_from(dir);
@@ -81,22 +78,4 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     writeln!(text, "Hugging Face    {hf_cache}")?;
     writeln!(text, "A model whose weights take B bytes generates at most bandwidth / B tokens per second here.")?;
     Ok(output::text(&text)?)
-}
-
-/// Bytes read per second, by one thread and by all: the best of a few passes.
-fn bandwidth(threads: usize) -> (f64, f64) {
-    let words = vec![1u64; BUFFER_BYTES / 8];
-    let best = |threads: usize| {
-        let pass = || {
-            let started = Instant::now();
-            thread::scope(|scope| {
-                for part in words.chunks(words.len().div_ceil(threads)) {
-                    scope.spawn(move || hint::black_box(part.iter().fold(0u64, |a, &b| a.wrapping_add(b))));
-                }
-            });
-            BUFFER_BYTES as f64 / started.elapsed().as_secs_f64()
-        };
-        (0..PASSES).map(|_| pass()).fold(0.0, f64::max)
-    };
-    (best(1), best(threads))
 }

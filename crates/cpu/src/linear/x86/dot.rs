@@ -34,8 +34,7 @@ pub(super) unsafe fn chunk<L: Lanes, F: Format>(job: &Job, panels: &Panels, acts
         while token < tokens {
             token += match tokens - token {
                 1 => some::<L, F, 1>(job, panel, acts, at, token),
-                2 => some::<L, F, 2>(job, panel, acts, at, token),
-                3 => some::<L, F, 3>(job, panel, acts, at, token),
+                2 | 3 => some::<L, F, 2>(job, panel, acts, at, token),
                 _ => some::<L, F, 4>(job, panel, acts, at, token),
             };
         }
