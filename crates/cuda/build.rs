@@ -18,7 +18,7 @@ use std::{
 const ARCHS: &str = "80,86,89,90a,100,120";
 /// Files with this prefix use instructions that only this architecture has.
 const HOPPER: (&str, &str) = ("sm90_", "90a");
-const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-fatbin", "--compress-mode=size", "-lineinfo"];
+const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-fatbin", "--compress-mode=size"];
 
 struct Kernel {
     stem: String,

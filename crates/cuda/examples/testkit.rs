@@ -2,8 +2,11 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use ferrum_cuda::CudaBackend;
-use ferrum_kernels::{Backend, testkit};
+use ferrum_cuda::{
+    CudaBackend,
+    driver::{Device, DeviceBuffer, Event, Stream},
+};
+use ferrum_kernels::{Backend, Result as KernelResult, testkit};
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -13,20 +16,36 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     match mode.as_str() {
         "test" => Ok(test(&backend, &filter)),
         "perf" => {
+            let limit = copy_bandwidth()?;
+            println!("limit: {limit:.0} GB/s of a copy within the device, read and written");
             for t in testkit::perf(&backend, &filter, Duration::from_millis(50))? {
-                println!(
-                    "{:>9.1} µs {:>7.1} GB/s {:>8.1} GFLOP/s  {} {}",
-                    t.median.as_secs_f64() * 1e6,
-                    t.gb_per_s,
-                    t.gflop_per_s,
-                    t.op,
-                    t.name
-                );
+                let (us, percent) = (t.median.as_secs_f64() * 1e6, t.gb_per_s / limit * 100.0);
+                let tflops = t.gflop_per_s / 1e3;
+                println!("{us:>9.1} µs {:>7.1} GB/s {percent:>4.0} % {tflops:>6.1} TFLOP/s  {} {}", t.gb_per_s, t.op, t.name);
             }
             Ok(ExitCode::SUCCESS)
         }
         other => Err(format!("`{other}` is neither test nor perf").into()),
     }
+}
+
+/// GB/s, the best of a few copies of 1 GiB.
+fn copy_bandwidth() -> KernelResult<f64> {
+    const BYTES: usize = 1 << 30;
+    let device = Device::open(0)?;
+    let stream = Stream::new(&device)?;
+    let (from, to) = (DeviceBuffer::zeroed(&stream, BYTES)?, DeviceBuffer::zeroed(&stream, BYTES)?);
+    let (start, end) = (Event::timed(&device)?, Event::timed(&device)?);
+    let mut best = 0.0f64;
+    for _ in 0..5 {
+        stream.record(&start)?;
+        // SAFETY: two buffers of this size.
+        unsafe { stream.copy_on_device(to.ptr(), from.ptr(), BYTES)? };
+        stream.record(&end)?;
+        end.synchronize()?;
+        best = best.max(2.0 * BYTES as f64 / 1e6 / f64::from(end.ms_since(&start)?));
+    }
+    Ok(best)
 }
 
 /// Failures first, then a count per operation.

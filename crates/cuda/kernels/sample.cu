@@ -1,14 +1,18 @@
 // sample:  draws the next token of every row as crates/kernels/src/ops/sample.rs defines it
 //
-// A cluster of up to eight blocks owns one row, each block one slice of the vocabulary, kept in shared memory after one
-// read. Greedy and unfiltered rows end there: the largest score (logit, or logit / temperature + Gumbel noise) of all
-// slices. Top-k and top-p cut the descending order of the logits, without sorting: the key at the cut is found digit by
-// digit (11 + 11 + 10 bits) in histograms of counts and of probability mass over all slices. Mass is counted in units of
-// 2⁻³¹ of the likeliest token's, as integers: sums do not depend on the order of additions, so neither does the draw.
-// Only tokens before the cut get noise. Devices without clusters (before sm_90) use one block per row.
+// Greedy and unfiltered rows take one read: the largest score (logit, or logit / temperature + Gumbel noise) of all blocks
+// of the row, as many as fill the device.
+//
+// Filtered rows take one cluster of up to eight blocks, each with one slice of the vocabulary in shared memory. Top-k and
+// top-p cut the descending order of the logits, without sorting: the key at the cut is found digit by digit
+// (11 + 11 + 10 bits) in histograms of counts and of probability mass over all slices. Mass is counted in units of 2⁻³¹ of
+// the likeliest token's, as integers: sums do not depend on the order of additions, so neither does the draw. Only tokens
+// before the cut get noise. Devices without clusters (before sm_90) use one block for a filtered row.
 //
 // Bound by memory where there are many rows: one read of the logits; by latency where there is one.
+#include "cluster.cuh"
 #include "common.cuh"
+#include "noise.cuh"
 
 struct SampleRow {  // SampleParams of ops/sample.rs
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
@@ -24,10 +28,13 @@ struct SampleParams {
     const SampleRow* rows;  // [seqs]
     int* counts;            // [counts_rows, vocab] i32 or null
     int* out;               // [seqs] i32
+    unsigned long long* joined;  // [seqs, 2] zero: best candidate of the clusters so far, and how many those are; zero afterwards
     long long logits_stride, counts_stride;
     int counts_rows, vocab;
-    int slice;    // elements of one block, a multiple of 4
-    int cluster;  // blocks of a row, a power of two
+    int slice;    // elements of a block when one cluster has the row, a multiple of 4
+    int part;     // elements of a block when all clusters have it, a multiple of 4
+    int cluster;  // blocks of a cluster, a power of two
+    int clusters;  // of a row
     int cached;   // whether shared memory has room for a slice
     int packs;    // whether rows of logits and counts can be read in packs of 16 bytes
 };
@@ -37,14 +44,16 @@ constexpr int MAX_CLUSTER = 8;
 constexpr int BINS = 2048;
 constexpr int PER_THREAD = BINS / THREADS;
 constexpr int IN_PROMPT = 1 << 30;
-// The largest Gumbel noise there is, rounded up.
-constexpr float MAX_NOISE = 16.7f;
-constexpr float MASS_ONE = 2147483648.0f;
 
-// Of one digit of the keys: how many tokens have it, and their mass in 64 bits.
+// Of one digit of the keys: how many tokens have it, and their mass. While a block adds up, its bits from the 16th on are in
+// `high` and the others in `low`, without a carry between them; the cluster's sums are plain 64-bit numbers in two halves.
 struct Histogram {
-    uint32_t count[BINS], mass_low[BINS], mass_high[BINS];
+    uint32_t count[BINS], low[BINS], high[BINS];
 };
+constexpr int LOW_BITS = 15;
+// The mass of the likeliest token. Blocks add it up to 65 536 times, or with the second one 2¹⁹ times.
+constexpr float MASS_ONE = 2147483648.0f, MASS_ONE_LONG = 268435456.0f;
+constexpr int LONG = 65536;
 
 struct Shared {
     uint64_t reduced[2][THREADS / WARP];
@@ -54,37 +63,6 @@ struct Shared {
     uint32_t digit, digit_count;
     uint64_t before_count, before_mass, digit_mass;
 };
-
-// ---- clusters
-
-__device__ __forceinline__ int cluster_rank() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-#else
-    return 0;
-#endif
-}
-
-__device__ __forceinline__ void cluster_sync() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-    __syncthreads();
-#endif
-}
-
-// The same variable in the shared memory of another block of the cluster.
-template <class T> __device__ __forceinline__ T of_rank(const T& variable, int rank) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const T* there;
-    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(&variable), "r"(rank));
-    return *there;
-#else
-    return variable;
-#endif
-}
 
 // ---- numbers
 
@@ -99,33 +77,6 @@ __device__ __forceinline__ float unordered(uint32_t key) {
 
 // A candidate as one integer: the larger score wins, then the lower id.
 __device__ __forceinline__ uint64_t candidate(float score, uint32_t id) { return static_cast<uint64_t>(ordered(score)) << 32 | ~id; }
-
-__device__ __forceinline__ uint32_t philox(uint32_t token, uint32_t position, uint64_t seed) {
-    uint32_t c0 = token, c1 = position, c2 = 0, c3 = 0, k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = static_cast<uint64_t>(c0) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2) * 0xCD9E8D57u;
-        c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-        c1 = static_cast<uint32_t>(p1);
-        c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-        c3 = static_cast<uint32_t>(p0);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return c0;
-}
-
-__device__ __forceinline__ float gumbel(uint32_t bits) {
-    const float u = (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
-    return -logf(-logf(u));
-}
-
-// Whether the noise of these bits is surely less than `least`: cheaper than the noise. Its u is below exp(-exp(-least)),
-// with room for the error of the fast functions.
-__device__ __forceinline__ bool noise_is_less(uint32_t bits, float least) {
-    const float u = static_cast<float>(bits >> 9) * (1.0f / 8388608.0f);
-    return u < __expf(-__expf(-least)) * (1.0f - 1e-5f) - 1e-5f;
-}
 
 __device__ __forceinline__ float penalize(float logit, int count, const SampleRow& r) {
     const int generated = count & (IN_PROMPT - 1);
@@ -175,8 +126,8 @@ struct Target {
     uint64_t mass;  // the fraction's mass; known after the first digit if it was 0 before
 };
 
-__device__ __forceinline__ uint64_t mass_of_bin(const Histogram& h, int bin, int rank) {
-    return static_cast<uint64_t>(of_rank(h.mass_high[bin], rank)) << 32 | of_rank(h.mass_low[bin], rank);
+__device__ __forceinline__ uint64_t reach(double fraction, uint64_t total) {
+    return max(uint64_t(1), min(total, static_cast<uint64_t>(ceil(fraction * static_cast<double>(total)))));
 }
 
 // Finds the digit where the target is reached when the bins are summed from the highest down, over all blocks of the
@@ -185,18 +136,18 @@ __device__ void find_digit(Shared& s, Histogram& h, Target& target, uint64_t bef
     cluster_sync();
     // Each block sums its share of the bins; nobody else reads that share before the next barrier.
     const int share = BINS / cluster;
-    for (int bin = rank * share + threadIdx.x; cluster > 1 && bin < (rank + 1) * share; bin += THREADS) {
+    for (int bin = rank * share + threadIdx.x; bin < (rank + 1) * share; bin += THREADS) {
         uint32_t count = 0;
         uint64_t mass = 0;
 #pragma unroll
         for (int other = 0; other < MAX_CLUSTER; other++) {
             if (other >= cluster) break;
             count += of_rank(h.count[bin], other);
-            mass += mass_of_bin(h, bin, other);
+            mass += (static_cast<uint64_t>(of_rank(h.high[bin], other)) << LOW_BITS) + of_rank(h.low[bin], other);
         }
         h.count[bin] = count;
-        h.mass_low[bin] = static_cast<uint32_t>(mass);
-        h.mass_high[bin] = static_cast<uint32_t>(mass >> 32);
+        h.low[bin] = static_cast<uint32_t>(mass);
+        h.high[bin] = static_cast<uint32_t>(mass >> 32);
     }
     cluster_sync();
     uint32_t count[PER_THREAD];
@@ -205,7 +156,7 @@ __device__ void find_digit(Shared& s, Histogram& h, Target& target, uint64_t bef
     for (int j = 0; j < PER_THREAD; j++) {
         const int bin = BINS - 1 - (threadIdx.x * PER_THREAD + j), owner = bin / share;
         count[j] = of_rank(h.count[bin], owner);
-        mass[j] = mass_of_bin(h, bin, owner);
+        mass[j] = static_cast<uint64_t>(of_rank(h.high[bin], owner)) << 32 | of_rank(h.low[bin], owner);
         count_sum += count[j];
         mass_sum += mass[j];
     }
@@ -225,7 +176,7 @@ __device__ void find_digit(Shared& s, Histogram& h, Target& target, uint64_t bef
         if (w < warp) counts += s.reduced[0][w], masses += s.reduced[1][w];
         total += s.reduced[1][w];
     }
-    if (target.fraction > 0.0 && target.mass == 0) target.mass = max(uint64_t(1), min(total, static_cast<uint64_t>(ceil(target.fraction * static_cast<double>(total)))));
+    if (target.fraction > 0.0 && target.mass == 0) target.mass = reach(target.fraction, total);
     const bool by_count = target.fraction == 0.0;
     const uint64_t wanted = by_count ? target.tokens : target.mass;
     before_count += counts - count_sum;
@@ -248,27 +199,29 @@ __device__ void find_digit(Shared& s, Histogram& h, Target& target, uint64_t bef
 
 // Cuts the descending order where the target is reached. Keys below `floor` lie below the cut. `h` are two histograms,
 // used in turn: other blocks may still read the one before.
-template <class At, class Mass>
-__device__ Cut find_cut(Shared& s, Histogram* h, Target target, bool needs_mass, uint32_t floor, int elements, At at, Mass mass_of, int rank, int cluster) {
+template <class Each, class Mass>
+__device__ Cut find_cut(Shared& s, Histogram* h, Target target, bool needs_mass, uint32_t floor, Each for_each, Mass mass_of, int rank, int cluster) {
     constexpr int BITS[3] = {11, 11, 10}, SHIFT[3] = {21, 10, 0};
     uint32_t prefix = 0;
     uint64_t before_count = 0, before_mass = 0;
 #pragma unroll 1
     for (int level = 0; level < 3; level++) {
         Histogram& now = h[level & 1];
-        for (int bin = threadIdx.x; bin < BINS; bin += THREADS) now.count[bin] = now.mass_low[bin] = now.mass_high[bin] = 0;
+        for (int bin = threadIdx.x; bin < BINS; bin += THREADS) now.count[bin] = now.low[bin] = now.high[bin] = 0;
         __syncthreads();
         const int shift = SHIFT[level], bits = BITS[level];
-        for (int i = threadIdx.x; i < elements; i += THREADS) {
-            const float logit = at(i);
+        for_each([&](float logit, int) {
             const uint32_t key = ordered(logit);
-            if (key < floor || (level > 0 && key >> (shift + bits) != prefix)) continue;
+            if (key < floor || (level > 0 && key >> (shift + bits) != prefix)) return;
             const uint32_t bin = key >> shift & ((1u << bits) - 1);
             const uint32_t mass = needs_mass ? mass_of(logit) : 0;
-            if (mass == 0 && target.fraction > 0.0) continue;
+            if (mass == 0 && target.fraction > 0.0) return;
             atomicAdd(&now.count[bin], 1);
-            if (mass > 0 && atomicAdd(&now.mass_low[bin], mass) > ~mass) atomicAdd(&now.mass_high[bin], 1);
-        }
+            if (mass > 0) {
+                atomicAdd(&now.low[bin], mass & ((1u << LOW_BITS) - 1));
+                atomicAdd(&now.high[bin], mass >> LOW_BITS);
+            }
+        });
         find_digit(s, now, target, before_count, before_mass, rank, cluster);
         prefix = prefix << bits | s.digit;
         before_count = s.before_count;
@@ -318,20 +271,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
     __shared__ Shared s;
     Histogram* histograms = reinterpret_cast<Histogram*>(dynamic);
     float* cache = reinterpret_cast<float*>(dynamic + 2 * sizeof(Histogram));
-    const int rank = cluster_rank(), row = blockIdx.x / p.cluster;
-    const int first = rank * p.slice, elements = max(0, min(p.slice, p.vocab - first));
-    const float* logits = p.logits + row * p.logits_stride + first;
+    const int rank = cluster_rank(), row = blockIdx.x / (p.clusters * p.cluster), which = blockIdx.x / p.cluster % p.clusters;
     pdl_wait();
     pdl_launch();
     const SampleRow r = p.rows[row];
-    int* counts = p.counts && r.counts_row >= 0 && r.counts_row < p.counts_rows ? p.counts + r.counts_row * p.counts_stride : nullptr;
-    const int* seen = counts ? counts + first : nullptr;
-
     const bool greedy = !(r.temperature > 0.0f);
     const bool cuts_count = !greedy && r.top_k > 0 && r.top_k < p.vocab, cuts_mass = !greedy && r.top_p < 1.0f;
     const bool filtered = cuts_count || cuts_mass || (!greedy && r.min_p > 0.0f);
-    const bool noisy = !greedy && !filtered;
+    if (filtered && which > 0) return;
+
+    const bool noisy = !greedy && !filtered, cached = filtered && p.cached;
     const float per_temperature = greedy ? 1.0f : __fdiv_rn(1.0f, r.temperature);
+    const int length = filtered ? p.slice : p.part, first = (filtered ? rank : which * p.cluster + rank) * length;
+    const int elements = max(0, min(length, p.vocab - first));
+    const float* logits = p.logits + row * p.logits_stride + first;
+    int* counts = p.counts && r.counts_row >= 0 && r.counts_row < p.counts_rows ? p.counts + r.counts_row * p.counts_stride : nullptr;
+    const int* seen = counts ? counts + first : nullptr;
 
     uint64_t best = candidate(-INFINITY, 0);
     float best_score = -INFINITY;
@@ -358,28 +313,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
 #pragma unroll
                 for (int j = 0; j < 4; j++) l.v[j] = penalize(l.v[j], c.v[j], r);
             }
+            // Negative zero would be less than zero as a key.
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                // Negative zero would be less than zero as a key.
-                l.v[j] += 0.0f;
-                if (!noisy) take(l.v[j], i + j);
-            }
-            if (p.cached) store_pack(cache + i, l);
-            else if (noisy)
+            for (int j = 0; j < 4; j++) l.v[j] += 0.0f;
+            if (cached) store_pack(cache + i, l);
+            if (noisy) {
+                // Once in the code, not sixteen times.
 #pragma unroll 1
-                for (int j = 0; j < 4; j++) take_noisy(l.v[j], i + j);
+                for (int j = 0; j < 4; j++) {
+                    take_noisy(l.v[0], i + j);
+                    l.v[0] = l.v[1], l.v[1] = l.v[2], l.v[2] = l.v[3];
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < 4; j++) take(l.v[j], i + j);
+            }
         }
     } else {
         for (int i = threadIdx.x; i < elements; i += THREADS) {
             const float l = (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f;
-            if (!noisy) take(l, i);
-            if (p.cached) cache[i] = l;
-            else if (noisy) take_noisy(l, i);
+            if (cached) cache[i] = l;
+            if (noisy) take_noisy(l, i);
+            else take(l, i);
         }
-    }
-    if (noisy && p.cached) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < elements; i += THREADS) take_noisy(cache[i], i);
     }
     // As many tokens as there are threads are not less likely than the least of the threads' best.
     uint64_t floor_key = ~ordered(best_score);
@@ -387,20 +343,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
 
     if (filtered) {
         const float largest = unordered(static_cast<uint32_t>(best >> 32));
-        auto at = [&](int i) { return p.cached ? cache[i] : (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f; };
+        auto at = [&](int i) { return cached ? cache[i] : (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f; };
+        auto for_each = [&](auto use) {
+            if (cached) {
+#pragma unroll 2
+                for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
+                    const Pack<float> l = load_pack(cache + i);
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        if (i + j < elements) use(l.v[j], i + j);
+                }
+            } else {
+                for (int i = threadIdx.x; i < elements; i += THREADS) use(at(i), i);
+            }
+        };
+        const float mass_one = p.slice > LONG ? MASS_ONE_LONG : MASS_ONE;
         auto likelihood = [&](float logit) { return expf((logit - largest) * per_temperature); };
-        auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * MASS_ONE); };
+        auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * mass_one); };
         Cut cut = {0, 0, 0, 0};
         if (cuts_count) {
             const bool all_have_tokens = p.vocab - p.slice * (p.cluster - 1) >= 4 * THREADS;
             const uint32_t floor = all_have_tokens && r.top_k <= THREADS * p.cluster ? ~static_cast<uint32_t>(floor_key) : 0;
-            cut = find_cut(s, histograms, {r.top_k, 0.0, 0}, cuts_mass, floor, elements, at, mass_of, rank, p.cluster);
+            cut = find_cut(s, histograms, {r.top_k, 0.0, 0}, cuts_mass, floor, for_each, mass_of, rank, p.cluster);
         }
         if (cuts_mass) {
             // A fraction of 0 keeps one token all the same.
             Target target = {0, max(static_cast<double>(r.top_p), 1e-300), 0};
-            if (cuts_count) target.mass = max(uint64_t(1), min(cut.mass, static_cast<uint64_t>(ceil(target.fraction * static_cast<double>(cut.mass)))));
-            cut = find_cut(s, histograms, target, true, cut.key, elements, at, mass_of, rank, p.cluster);
+            if (cuts_count) target.mass = reach(target.fraction, cut.mass);
+            cut = find_cut(s, histograms, target, true, cut.key, for_each, mass_of, rank, p.cluster);
         }
         int last = p.vocab;
         if (cut.kept < cut.ties) last = last_tied(s, cut.key, cut.kept, first, elements, p.vocab, at, p.cluster);
@@ -417,10 +387,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_con
         cluster_max(best, unused, s, 1, p.cluster);
     }
 
-    const int token = ~static_cast<uint32_t>(best);
     if (rank == 0 && threadIdx.x == 0) {
-        p.out[row] = token;
-        if (counts) counts[token] += 1;
+        bool last = true;
+        if (!filtered && p.clusters > 1) {
+            // The cluster that comes last knows the best of all, and leaves zeros for the next call.
+            unsigned long long* joined = p.joined + 2 * row;
+            atomicMax(&joined[0], static_cast<unsigned long long>(best));
+            __threadfence();
+            last = atomicAdd(&joined[1], 1ull) == p.clusters - 1;
+            if (last) {
+                __threadfence();
+                best = atomicExch(&joined[0], 0ull);
+                joined[1] = 0;
+            }
+        }
+        if (last) {
+            const int token = ~static_cast<uint32_t>(best);
+            p.out[row] = token;
+            if (counts) counts[token] += 1;
+        }
     }
     // Nobody leaves while others may read its shared memory.
     cluster_sync();

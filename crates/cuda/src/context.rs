@@ -23,7 +23,6 @@ pub(crate) struct Context {
     modules: RwLock<HashMap<&'static str, Arc<Module>>>,
     #[allow(dead_code)]
     workspace: DeviceBuffer,
-    #[allow(dead_code)]
     counters: DeviceBuffer,
 }
 
@@ -57,11 +56,10 @@ impl Context {
         within(&self.workspace, bytes)
     }
 
-    /// `count` I32 counters, each 0 before the operation. Whoever raises them sets them back to 0.
+    /// `count` I32 counters, each 0 before the operation. Whoever raises them sets them back to 0. 256-byte aligned.
     ///
     /// # Errors
     /// When that is more than there are.
-    #[allow(dead_code)]
     pub fn counters(&self, count: usize) -> Result<DevicePtr> {
         within(&self.counters, 4 * count)
     }
@@ -116,7 +114,6 @@ impl Context {
     }
 }
 
-#[allow(dead_code)]
 fn within(buffer: &DeviceBuffer, bytes: usize) -> Result<DevicePtr> {
     if bytes <= buffer.len() {
         return Ok(buffer.ptr());

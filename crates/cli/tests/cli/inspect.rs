@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{fixture, json, text, with};
+use crate::common::{error, fixture, json, text, with};
 
 #[test]
 fn show_describes_folders_and_gguf_alike() {
@@ -66,6 +66,20 @@ fn doctor_knows_the_machine() {
     assert!(found["read_bandwidth_bytes_s"]["all_threads"].as_f64().unwrap() > 1e8);
     assert!(found["backends"].as_array().unwrap().iter().any(|b| b == "cpu"));
     assert!(text(&["doctor"]).contains("read bandwidth"));
+}
+
+#[test]
+fn a_gpu_is_offered_or_its_absence_explained() {
+    let found = json(&["doctor", "--json"]);
+    let offered = found["backends"].as_array().unwrap().iter().any(|b| b == "cuda");
+    match found["gpu"]["unusable"].as_str() {
+        None => assert!(offered && found["gpu"]["compute_capability"].is_string()),
+        Some(reason) => {
+            assert!(!offered && text(&["doctor"]).contains(reason));
+
+            assert!(error(&["plan", &fixture("gguf/llama3-q8_0.gguf"), "--backend", "cuda"]).contains(reason));
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::common::{EXACT, error, fixture, json, text, with};
 
 #[test]
 fn bench_measures_a_model() {
-    let found = json(&["bench", &fixture("llama3"), "-p", "16", "-n", "8", "-r", "3", "--threads", "2", "--json"]);
+    let found = json(&["bench", &fixture("llama3"), "-p", "16", "-n", "8", "-r", "3", "--threads", "2", "--backend", "cpu", "--json"]);
     assert_eq!((found["pp"]["n"].as_u64(), found["tg"]["n"].as_u64(), found["threads"].as_u64()), (Some(16), Some(8), Some(2)));
     for part in ["pp", "tg"] {
         let speed = |key: &str| found[part]["tok_s"][key].as_f64().unwrap();

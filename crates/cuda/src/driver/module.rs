@@ -46,7 +46,8 @@ impl Module {
         let (mut offset, mut param_bytes) = (0, 0);
         // SAFETY: a valid kernel; the driver writes two integers.
         check(name, unsafe { sys::cuFuncGetParamInfo(raw, 0, &mut offset, &mut param_bytes) })?;
-        let kernel = Kernel { module: self.clone(), raw, name: name.into(), param_bytes };
+        let mut kernel = Kernel { module: self.clone(), raw, name: name.into(), param_bytes, architecture: 0 };
+        kernel.architecture = kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? as u32;
         let most = self.device.attributes().block_shared_bytes as i32
             - kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
         if most > DEFAULT_SHARED_BYTES as i32 {
@@ -98,6 +99,7 @@ pub struct Kernel {
     raw: sys::CUfunction,
     name: Arc<str>,
     param_bytes: usize,
+    architecture: u32,
 }
 
 // SAFETY: a handle into a module that is never changed.
@@ -157,6 +159,12 @@ impl Kernel {
         // SAFETY: the driver reads configuration and parameters before it returns; the caller answers for the addresses.
         let result = unsafe { sys::cuLaunchKernelEx(&config, self.raw, arguments.as_mut_ptr(), ptr::null_mut()) };
         if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { check(&format!("{} with {grid:?}", self.name), result) }
+    }
+
+    /// The architecture it was compiled for, e.g. 90: less than the device's when the driver translated PTX. What the source
+    /// leaves out below an architecture is missing then, whatever the device.
+    pub fn architecture(&self) -> u32 {
+        self.architecture
     }
 
     /// How many of its blocks one multiprocessor runs at once.

@@ -15,12 +15,15 @@ struct SampleParams {
     rows: DevicePtr,
     counts: DevicePtr,
     out: DevicePtr,
+    joined: DevicePtr,
     logits_stride: i64,
     counts_stride: i64,
     counts_rows: i32,
     vocab: i32,
     slice: i32,
+    part: i32,
     cluster: i32,
+    clusters: i32,
     cached: i32,
     packs: i32,
 }
@@ -40,8 +43,10 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
     op.check()?;
     let [seqs, vocab] = [op.logits.shape()[0], op.logits.shape()[1]];
     let attributes = cx.device().attributes();
-    let has_clusters = attributes.compute_capability >= (9, 0);
+    let kernel = cx.kernel("sample", "sample")?;
+    let has_clusters = kernel.architecture() >= 90;
     let Split { cluster, slice, cached } = split(vocab, has_clusters, attributes.block_shared_bytes);
+    let (clusters, part) = parts(seqs, vocab, cluster, attributes.sms as usize);
     let counts = op.counts;
     let packs = has_packs(&[op.logits])? && counts.map_or(Ok(true), |c| has_packs(&[c]))?;
     let params = SampleParams {
@@ -49,19 +54,22 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
         rows: ptr(op.params)?,
         counts: ptr_or_null(counts)?,
         out: ptr(op.out)?,
+        joined: if clusters > 1 { cx.counters(4 * seqs)? } else { 0 },
         logits_stride: stride(op.logits, 0),
         counts_stride: counts.map_or(0, |c| stride(c, 0)),
         counts_rows: counts.map_or(0, |c| c.shape()[0] as i32),
         vocab: vocab as i32,
         slice: slice as i32,
+        part: part as i32,
         cluster: cluster as i32,
+        clusters: clusters as i32,
         cached: cached.into(),
         packs: packs.into(),
     };
     let shared_bytes = (HISTOGRAM_BYTES + if cached { 4 * slice } else { 0 }) as u32;
-    let grid = Grid { shared_bytes, cluster: cluster as u32, ..Grid::new(seqs * cluster, THREADS) };
+    let grid = Grid { shared_bytes, cluster: cluster as u32, ..Grid::new(seqs * clusters * cluster, THREADS) };
     // SAFETY: the contract holds, so all four have the sizes that the kernel documents.
-    unsafe { cx.launch("sample", "sample", grid, &params) }
+    unsafe { kernel.launch(cx.stream(), grid, &params) }
 }
 
 /// How the vocabulary of one row is spread over blocks.
@@ -81,6 +89,13 @@ fn split(vocab: usize, has_clusters: bool, block_shared_bytes: usize) -> Split {
     Split { cluster, slice, cached: 4 * slice + FIXED_SHARED_BYTES <= block_shared_bytes }
 }
 
+/// Clusters of a row that is not filtered, as many as fill the device, and the elements of each of their blocks.
+fn parts(seqs: usize, vocab: usize, cluster: usize, sms: usize) -> (usize, usize) {
+    let useful = vocab.div_ceil(cluster * MIN_SLICE);
+    let clusters = (sms / (seqs * cluster)).clamp(1, useful.max(1));
+    (clusters, vocab.div_ceil(clusters * cluster).next_multiple_of(4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +107,11 @@ mod tests {
                 let s = split(vocab, has_clusters, shared);
                 assert!(s.cluster.is_power_of_two() && s.cluster <= MAX_CLUSTER && s.slice.is_multiple_of(4), "{vocab}: {s:?}");
                 assert!(s.slice * s.cluster >= vocab && (s.slice - 4) * s.cluster < vocab, "{vocab}: {s:?}");
+                for seqs in [1, 7, 256] {
+                    let (clusters, part) = parts(seqs, vocab, s.cluster, 132);
+                    assert!(clusters * s.cluster * part >= vocab && part.is_multiple_of(4), "{seqs} × {vocab}: {clusters} of {part}");
+                    assert!(clusters == 1 || clusters * s.cluster * seqs <= 132, "{seqs} × {vocab}: {clusters} of {part}");
+                }
                 assert!(!s.cached || 4 * s.slice + FIXED_SHARED_BYTES <= shared, "{vocab}: {s:?}");
             }
         }
