@@ -57,7 +57,7 @@ fn measure(backend: &Arc<dyn Backend>, dtype: DType, tokens: usize, bandwidth: f
     while start.elapsed() < Duration::from_millis(400) || times.len() < 3 {
         for weight in &weights {
             let once = Instant::now();
-            backend.linear(&Linear { x: &x, weight, bias: None, out: &out })?;
+            backend.linear(&Linear::new(&x, weight, &out))?;
             times.push(once.elapsed().as_secs_f64());
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Error, PreparedWeight, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
 };
 
 use crate::{
@@ -161,6 +161,10 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, op: &Linear) -> Result<()> {
+        if op.norm.is_some() || matches!(op.epilogue, Epilogue::ActMul { .. }) {
+            op.check()?;
+            return op.unfused(self);
+        }
         let (_running, pool) = self.lock();
         linear::run(self.how(), pool, &mut self.scratch(), op)
     }

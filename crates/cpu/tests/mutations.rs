@@ -5,12 +5,15 @@ use std::sync::Arc;
 use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeLayout, Sample, SampleParams, Softcap},
+    ops::{
+        ActMul, Activation, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, QkNorm, RmsNorm, Rope, RopeKvWrite,
+        RopeLayout, Sample, SampleParams, Softcap,
+    },
     testkit,
 };
 
 /// One mistake: the operation it is in, and what is wrong.
-const MUTATIONS: [(&str, &str); 21] = [
+const MUTATIONS: [(&str, &str); 28] = [
     ("embed", "scale 1 % too large"),
     ("embed", "last token left out"),
     ("rms_norm", "eps ten times too large"),
@@ -20,11 +23,18 @@ const MUTATIONS: [(&str, &str); 21] = [
     ("linear", "last 32 columns left out"),
     ("linear", "last row left out"),
     ("linear", "bias left out"),
+    ("linear", "norm left out"),
+    ("linear", "nothing added"),
+    ("linear", "the other activation"),
     ("act_mul", "gate and up swapped"),
     ("rope", "positions one too large"),
     ("rope", "the other layout"),
     ("kv_write", "first slot skipped"),
     ("kv_write", "keys and values swapped"),
+    ("rope_kv_write", "k not normed"),
+    ("rope_kv_write", "positions one too large"),
+    ("rope_kv_write", "keys and values swapped"),
+    ("rope_kv_write", "first slot skipped"),
     ("attention", "contexts one too short"),
     ("attention", "window one too large"),
     ("attention", "soft cap left out"),
@@ -160,7 +170,16 @@ impl Backend for Mutant {
             return self.sound.upload(op.out, bytemuck::cast_slice(&self.sound.read_f32(&self.without_columns(&whole, 1)?)?));
         }
         let bias = op.bias.filter(|_| !self.is("linear", "bias left out"));
-        self.sound.linear(&Linear { bias, ..*op })
+        let norm = op.norm.filter(|_| !self.is("linear", "norm left out"));
+        let epilogue = match op.epilogue {
+            Epilogue::Add if self.is("linear", "nothing added") => Epilogue::Store,
+            Epilogue::ActMul { activation, gate_up } if self.is("linear", "the other activation") => {
+                let other = if activation == Activation::Silu { Activation::GeluTanh } else { Activation::Silu };
+                Epilogue::ActMul { activation: other, gate_up }
+            }
+            epilogue => epilogue,
+        };
+        self.sound.linear(&Linear { bias, norm, epilogue, ..*op })
     }
 
     fn act_mul(&self, op: &ActMul) -> Result<()> {
@@ -189,6 +208,18 @@ impl Backend for Mutant {
         let slots = self.i32s(op.slots, |n, slot| if skip && n == 0 { -1 } else { slot })?;
         let (k, v) = if self.is("kv_write", "keys and values swapped") { (op.v, op.k) } else { (op.k, op.v) };
         self.sound.kv_write(&KvWrite { slots: &slots, k, v, ..*op })
+    }
+
+    fn rope_kv_write(&self, op: &RopeKvWrite) -> Result<()> {
+        let skip = self.is("rope_kv_write", "first slot skipped");
+        let slots = self.i32s(op.slots, |n, slot| if skip && n == 0 { -1 } else { slot })?;
+        let swap = self.is("rope_kv_write", "keys and values swapped");
+        let (k_cache, v_cache) = if swap { (op.v_cache, op.k_cache) } else { (op.k_cache, op.v_cache) };
+        let ones = self.sound.tensor_f32(&[op.qkv.shape()[2]], &vec![1.0; op.qkv.shape()[2]])?;
+        let qk_norm = op.qk_norm.map(|n| if self.is("rope_kv_write", "k not normed") { QkNorm { k: &ones, ..n } } else { n });
+        let later = self.is("rope_kv_write", "positions one too large");
+        let positions = self.i32s(op.positions, |_, p| p + i32::from(later))?;
+        self.sound.rope_kv_write(&RopeKvWrite { slots: &slots, positions: &positions, k_cache, v_cache, qk_norm, ..*op })
     }
 
     fn attention(&self, op: &Attention) -> Result<()> {

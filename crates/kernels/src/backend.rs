@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     DType, PreparedWeight, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 /// What a backend runs on, for people and for planning.
@@ -84,6 +84,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn act_mul(&self, op: &ActMul) -> Result<()>;
     fn rope(&self, op: &Rope) -> Result<()>;
     fn kv_write(&self, op: &KvWrite) -> Result<()>;
+    /// One pass where there is a kernel for it; else its parts.
+    fn rope_kv_write(&self, op: &RopeKvWrite) -> Result<()> {
+        op.unfused(self)
+    }
     fn attention(&self, op: &Attention) -> Result<()>;
     fn gather_rows(&self, op: &GatherRows) -> Result<()>;
     fn softcap(&self, op: &Softcap) -> Result<()>;

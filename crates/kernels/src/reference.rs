@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{
     Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight,
     host::{self, HostStorage},
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 pub(crate) const NAME: &str = "reference";
@@ -96,6 +96,10 @@ impl Backend for ReferenceBackend {
     }
 
     fn kv_write(&self, op: &KvWrite) -> Result<()> {
+        op.reference()
+    }
+
+    fn rope_kv_write(&self, op: &RopeKvWrite) -> Result<()> {
         op.reference()
     }
 

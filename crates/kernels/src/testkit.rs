@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,6 +39,10 @@ impl Tolerance {
     /// As [`Tolerance::MATMUL`], where the backend may round activations to 8 bits with one scale per 32 elements: on
     /// normal data that alone is an NMSE of 2.4e-5.
     pub const MATMUL_PACKED: Self = Self { int8: Bound { max: 6e-2, nmse: 6e-5 }, ..Self::MATMUL };
+    /// The product of two [`Tolerance::MATMUL`] results.
+    pub const GATED: Self = Self::same(Bound { max: 4e-5, nmse: 2e-11 }, Bound { max: 4e-2, nmse: 4e-5 });
+    /// The product of two [`Tolerance::MATMUL_PACKED`] results.
+    pub const GATED_PACKED: Self = Self { int8: Bound { max: 1.2e-1, nmse: 1.2e-4 }, ..Self::GATED };
     /// Probabilities from an exponential, and values read from a half-precision cache.
     pub const ATTENTION: Self = Self::same(Bound { max: 2e-5, nmse: 1e-11 }, Bound { max: 2e-2, nmse: 5e-5 });
 
@@ -87,9 +92,23 @@ impl Case {
 /// A case made ready on one backend.
 pub struct Launch {
     run: Box<dyn Fn() -> Result<()>>,
-    outputs: Vec<(&'static str, Tensor)>,
+    outputs: Vec<Output>,
     bytes: usize,
     flops: usize,
+}
+
+struct Output {
+    name: &'static str,
+    tensor: Tensor,
+    columns: Option<Range<usize>>,
+}
+
+impl Output {
+    fn read(&self, backend: &dyn Backend) -> Result<Vec<f64>> {
+        let values = read(backend, &self.tensor)?;
+        let Some(columns) = &self.columns else { return Ok(values) };
+        Ok(values.chunks_exact(self.tensor.shape()[1]).flat_map(|row| row[columns.clone()].to_vec()).collect())
+    }
 }
 
 impl Launch {
@@ -100,7 +119,14 @@ impl Launch {
     /// A tensor to compare after the launch.
     #[must_use]
     pub fn output(mut self, name: &'static str, tensor: &Tensor) -> Self {
-        self.outputs.push((name, tensor.clone()));
+        self.outputs.push(Output { name, tensor: tensor.clone(), columns: None });
+        self
+    }
+
+    /// Columns of a matrix to compare after the launch, when the others are undefined.
+    #[must_use]
+    pub fn output_columns(mut self, name: &'static str, matrix: &Tensor, columns: Range<usize>) -> Self {
+        self.outputs.push(Output { name, tensor: matrix.clone(), columns: Some(columns) });
         self
     }
 
@@ -299,7 +325,7 @@ fn compare(case: &Case, backend: &Arc<dyn Backend>) -> Result<(), String> {
     let run = |backend: &Arc<dyn Backend>| -> Result<Vec<(&'static str, Vec<f64>)>> {
         let launch = case.build(backend, activations)?;
         (launch.run)()?;
-        launch.outputs.iter().map(|(name, t)| Ok((*name, read(&**backend, t)?))).collect()
+        launch.outputs.iter().map(|o| Ok((o.name, o.read(&**backend)?))).collect()
     };
     let want = run(&reference).map_err(|e| format!("reference: {e}"))?;
     let got = run(backend).map_err(|e| e.to_string())?;

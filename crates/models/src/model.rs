@@ -56,7 +56,7 @@ pub struct Batch {
     pub context_lens: Tensor,
     /// `[seqs, max_blocks]`
     pub block_tables: Tensor,
-    /// `[picked]`: rows whose logits are wanted; may be empty
+    /// `[picked]`: rows whose logits are wanted, ascending; may be empty
     pub logit_rows: Tensor,
     /// The most tokens that one sequence has in this step
     pub max_query_len: usize,
@@ -103,7 +103,7 @@ impl KvCache {
 pub struct Scratch {
     /// `[max_tokens, hidden]`: the residual stream
     pub residual: Tensor,
-    /// `[max_tokens, hidden]`: what a block reads and what it leaves
+    /// `[max_tokens, hidden]`: what a block reads or leaves beside the residual stream, and normed rows
     pub hidden: Tensor,
     /// `[max_tokens, (heads + 2·kv_heads)·head_dim]`
     pub qkv: Tensor,

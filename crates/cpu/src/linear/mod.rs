@@ -13,7 +13,11 @@ mod x86;
 
 use std::{any::Any, sync::Arc};
 
-use ferrum_kernels::{DType, Error, HostBytes, PreparedWeight, Result, Weight, ops::Linear, quant};
+use ferrum_kernels::{
+    DType, Error, HostBytes, PreparedWeight, Result, Weight,
+    ops::{Epilogue, Linear},
+    quant,
+};
 
 use crate::{
     features::Simd,
@@ -196,6 +200,7 @@ fn rearrange(_: How, _: &Pool, _: &mut Scratch, _: DType, _: usize, data: &HostB
     Ok((Rows::AsStored(data.clone()), 0))
 }
 
+/// `op` has no norm and no activation.
 pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> Result<()> {
     op.check()?;
     let (x, out) = (storage::Rows::<f32>::of("linear", "x", op.x)?, storage::Rows::<f32>::of("linear", "out", op.out)?);
@@ -214,7 +219,8 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     // SAFETY: there are rows, so the bias has an element 0; nobody writes it during this operation.
     let bias = bias.map(|b| unsafe { b.row([0]) });
     scratch.reserve(how, x.shape[0], weight.cols);
-    let job = |part| Job { part, cols: weight.cols, x, bias, out };
+    let add = matches!(op.epilogue, Epilogue::Add);
+    let job = |part| Job { part, cols: weight.cols, x, bias, add, out };
     #[cfg(target_arch = "x86_64")]
     if how.simd != Simd::Portable {
         let panels = weight.parts.iter().any(|p| matches!(p.data, Rows::Panels(_)));
@@ -245,13 +251,22 @@ struct Job<'a> {
     x: storage::Rows<f32>,
     /// Of the whole weight
     bias: Option<&'a [f32]>,
+    /// Whether the product is added to `out`
+    add: bool,
     /// `[tokens, rows of the whole weight]`
     out: storage::Rows<f32>,
 }
 
 impl Job<'_> {
-    /// The bias of a row of the part.
-    fn bias_of(&self, row: usize) -> f32 {
-        self.bias.map_or(0.0, |b| b[self.part.first_row + row])
+    /// What the product of a token and a row of the part is added to.
+    ///
+    /// # Safety
+    /// Token and row exist, and no other thread writes this element of `out`.
+    #[inline(always)]
+    unsafe fn addend(&self, token: usize, row: usize) -> f32 {
+        let row = self.part.first_row + row;
+        let bias = self.bias.map_or(0.0, |b| b[row]);
+        // SAFETY: promised by the caller.
+        if self.add { bias + unsafe { *self.out.at([token, row]) } } else { bias }
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn run(pool: &Pool, rows: &mut [Vec<f32>], job: &Job) {
             quant::dequantize(part.dtype, packed, row).expect("prepare checked dtype and row length");
             for token in 0..job.x.shape[0] {
                 // SAFETY: in bounds by the contract; rows are disjoint between chunks, and `x` does not overlap `out`.
-                unsafe { *job.out.at([token, part.first_row + r]) = dot(row, job.x.row([token, 0])) + job.bias_of(r) };
+                unsafe { *job.out.at([token, part.first_row + r]) = dot(row, job.x.row([token, 0])) + job.addend(token, r) };
             }
         }
     });

@@ -1,48 +1,124 @@
-//! `out = x · wᵀ + bias`: every projection of every model.
+//! `out = x · wᵀ + bias`: every projection of every model, optionally with the norm before it and what follows it.
+//!
+//! The fused forms are what a decoder block is made of: norm + qkv, output projection + residual, norm + gate and up +
+//! activation, down projection + residual. A backend that has no kernel for one calls [`Linear::unfused`].
 
+use super::{ActMul, Activation, RmsNorm, rms_norm::normalize};
 use crate::{
-    Contract, DType, DTypes, PreparedWeight, Result, Tensor, host,
+    Backend, Contract, DType, DTypes, PreparedWeight, Result, Tensor, host,
     reference::ReferenceWeight,
     testkit::{Case, Launch, Tolerance},
 };
 
-/// Arguments of `linear`.
+/// Arguments of `linear`. `out` shares no memory with the other tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     /// `[tokens, in]` float, rows may be strided
     pub x: &'a Tensor,
+    /// Applied to each row of `x` first
+    pub norm: Option<Norm<'a>>,
     /// `[out, in]` any weight dtype, row ranges may differ in dtype
     pub weight: &'a PreparedWeight,
     /// `[out]` F32
     pub bias: Option<&'a Tensor>,
-    /// `[tokens, out]` float
+    pub epilogue: Epilogue<'a>,
+    /// `[tokens, out]` float; with [`Epilogue::ActMul`] `[tokens, out / 2]`
     pub out: &'a Tensor,
 }
 
-impl Linear<'_> {
+/// RMSNorm of the rows of `x`, as [`RmsNorm`] defines it.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[in]` F32
+    pub weight: &'a Tensor,
+    pub eps: f32,
+    /// `[tokens, in]` float: for the normed rows where a backend needs them in memory; undefined afterwards
+    pub normed: &'a Tensor,
+}
+
+/// What happens to `y = x · wᵀ + bias`.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// `out = y`
+    Store,
+    /// `out += y`: the residual addition
+    Add,
+    /// `out = act(gate) · up`, where the first half of the weight's rows makes the gate and the second half up
+    ActMul {
+        activation: Activation,
+        /// `[tokens, out]` float: for `y` where a backend needs it in memory; undefined afterwards
+        gate_up: &'a Tensor,
+    },
+}
+
+impl<'a> Linear<'a> {
+    /// `out = x · wᵀ`.
+    pub fn new(x: &'a Tensor, weight: &'a PreparedWeight, out: &'a Tensor) -> Self {
+        Self { x, norm: None, weight, bias: None, epilogue: Epilogue::Store, out }
+    }
+
     /// # Errors
     /// When an argument breaks the contract.
     pub fn check(&self) -> Result<()> {
         let mut c = Contract::new("linear");
         c.tensor("x", self.x, ["tokens", "in"], DTypes::FLOAT)?;
+        if let Some(norm) = &self.norm {
+            c.tensor("norm.weight", norm.weight, ["in"], DTypes::F32)?;
+            c.tensor("norm.normed", norm.normed, ["tokens", "in"], DTypes::FLOAT)?;
+        }
         c.weight("weight", self.weight, ["out", "in"])?;
         if let Some(bias) = self.bias {
             c.tensor("bias", bias, ["out"], DTypes::F32)?;
         }
-        c.tensor("out", self.out, ["tokens", "out"], DTypes::FLOAT)
+        let Epilogue::ActMul { gate_up, .. } = self.epilogue else {
+            return c.tensor("out", self.out, ["tokens", "out"], DTypes::FLOAT);
+        };
+        let rows = c.size("out");
+        c.require(rows.is_multiple_of(2), "weight", rows, "its rows must be as many gates as ups")?;
+        c.define("out / 2", rows / 2);
+        c.tensor("epilogue.gate_up", gate_up, ["tokens", "out"], DTypes::FLOAT)?;
+        c.tensor("out", self.out, ["tokens", "out / 2"], DTypes::FLOAT)
+    }
+
+    /// Issues this operation in two: the norm and the rest, or without a norm the product and the activation. Not for the
+    /// forms that have neither.
+    ///
+    /// # Errors
+    /// When an argument breaks the contract or the device fails.
+    pub fn unfused(&self, backend: &(impl Backend + ?Sized)) -> Result<()> {
+        if let Some(Norm { weight, eps, normed }) = self.norm {
+            backend.rms_norm(&RmsNorm { x: self.x, weight, eps, out: normed })?;
+            return backend.linear(&Self { x: normed, norm: None, ..*self });
+        }
+        let Epilogue::ActMul { activation, gate_up } = self.epilogue else { return backend.linear(self) };
+        backend.linear(&Self { epilogue: Epilogue::Store, out: gate_up, ..*self })?;
+        backend.act_mul(&ActMul { activation, gate_up, out: self.out })
     }
 
     pub(crate) fn reference(&self) -> Result<()> {
         self.check()?;
-        let (weight, cols) = (ReferenceWeight::of(self.weight)?, self.weight.cols());
+        let (weight, cols, rows) = (ReferenceWeight::of(self.weight)?, self.weight.cols(), self.weight.rows());
         let bias = self.bias.map(host::read).transpose()?;
-        let mut out = Vec::with_capacity(self.out.elements());
-        for x in host::read(self.x)?.chunks_exact(cols) {
+        let mut x = host::read(self.x)?;
+        if let Some(norm) = &self.norm {
+            let weight = host::read(norm.weight)?;
+            x.chunks_exact_mut(cols).for_each(|row| normalize(row, &weight, norm.eps));
+        }
+        let mut y = Vec::with_capacity(self.x.shape()[0] * rows);
+        for x in x.chunks_exact(cols) {
             for (n, row) in weight.chunks_exact(cols).enumerate() {
                 let dot: f64 = x.iter().zip(row).map(|(a, &b)| a * f64::from(b)).sum();
-                out.push(dot + bias.as_ref().map_or(0.0, |b| b[n]));
+                y.push(dot + bias.as_ref().map_or(0.0, |b| b[n]));
             }
         }
+        let out = match self.epilogue {
+            Epilogue::Store => y,
+            Epilogue::Add => y.into_iter().zip(host::read(self.out)?).map(|(y, out)| out + y).collect(),
+            Epilogue::ActMul { activation, .. } => y
+                .chunks_exact(rows)
+                .flat_map(|row| row[..rows / 2].iter().zip(&row[rows / 2..]).map(|(&gate, &up)| activation.apply(gate) * up))
+                .collect(),
+        };
         host::write(self.out, &out)
     }
 }
@@ -72,10 +148,80 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(spiked(format!("{dtype} m={tokens} with outliers"), tokens, dtype));
         }
     }
-    let fused = [(96, DType::Q4_K), (32, DType::Q4_K), (32, DType::Q6_K)];
-    cases.push(case("fused q,k,v of mixed dtypes m=1".into(), 1, &fused, 512, true));
-    cases.push(case("fused q,k,v of mixed dtypes m=19".into(), 19, &fused, 512, true));
+    let qkv = [(96, DType::Q4_K), (32, DType::Q4_K), (32, DType::Q6_K)];
+    cases.push(case("fused q,k,v of mixed dtypes m=1".into(), 1, &qkv, 512, true));
+    cases.push(case("fused q,k,v of mixed dtypes m=19".into(), 19, &qkv, 512, true));
+    let block = [(DType::F32, 64), (DType::BF16, 576), (DType::F16, 96), (DType::Q8_0, 320), (DType::Q4_K, 512), (DType::Q6_K, 256)];
+    for (dtype, cols) in block {
+        for tokens in [1, 3, 21, 130] {
+            for form in [Form::NORM, Form::ADD, Form::GATE, Form::NORM_GATE, Form::NORM_ADD] {
+                cases.push(fused(tokens, &[(48, dtype), (48, dtype)], cols, form));
+            }
+        }
+        cases.push(fused(5, &[(48, dtype), (48, dtype)], cols, Form { bias: true, ..Form::NORM_GATE }));
+        cases.push(fused(2, &[(33, dtype)], cols, Form { bias: true, ..Form::ADD }));
+    }
+    for tokens in [1, 19] {
+        cases.push(fused(tokens, &qkv, 512, Form { bias: true, ..Form::NORM }));
+    }
     cases
+}
+
+/// What is fused with a product.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    norm: bool,
+    add: bool,
+    gate: Option<Activation>,
+    bias: bool,
+}
+
+impl Form {
+    const NORM: Self = Self { norm: true, add: false, gate: None, bias: false };
+    const ADD: Self = Self { norm: false, add: true, ..Self::NORM };
+    const NORM_ADD: Self = Self { add: true, ..Self::NORM };
+    const GATE: Self = Self { norm: false, gate: Some(Activation::GeluTanh), ..Self::NORM };
+    const NORM_GATE: Self = Self { gate: Some(Activation::Silu), ..Self::NORM };
+
+    fn tolerance(self, packed: bool) -> Tolerance {
+        match (packed, self.gate) {
+            (false, None) => Tolerance::MATMUL,
+            (true, None) => Tolerance::MATMUL_PACKED,
+            (false, Some(_)) => Tolerance::GATED,
+            (true, Some(_)) => Tolerance::GATED_PACKED,
+        }
+    }
+}
+
+/// One fused form. `x` is a column range of wider rows, as the attention output of some backends is.
+fn fused(tokens: usize, parts: &[(usize, DType)], cols: usize, form: Form) -> Case {
+    let parts = parts.to_vec();
+    let name = format!("{parts:?} m={tokens} k={cols} {form:?}");
+    Case::new("linear", name, form.tolerance(parts.iter().any(|(_, d)| d.is_block())), move |i| {
+        let rows: usize = parts.iter().map(|p| p.0).sum();
+        let weight = i.weight(&parts, cols)?;
+        let x = i.normal_scaled(&[tokens, cols + 32], 3.0)?.narrow(1, 16, cols);
+        let (norm_weight, normed) = (i.normal_f32(&[cols])?, i.activations(&[tokens, cols])?);
+        let bias = if form.bias { Some(i.normal_f32_scaled(&[rows], 20.0)?) } else { None };
+        let gate_up = i.activations(&[tokens, rows])?;
+        let out = match form {
+            Form { gate: Some(_), .. } => i.activations(&[tokens, rows / 2])?,
+            Form { add: true, .. } => i.normal_scaled(&[tokens, rows], 20.0)?,
+            _ => i.activations(&[tokens, rows])?,
+        };
+        let bytes = parts.iter().map(|(r, d)| d.bytes(r * cols).unwrap_or(0)).sum::<usize>() + x.bytes() + out.bytes();
+        let (b, o) = (i.backend(), out.clone());
+        let run = move || {
+            let epilogue = match form {
+                Form { gate: Some(activation), .. } => Epilogue::ActMul { activation, gate_up: &gate_up },
+                Form { add: true, .. } => Epilogue::Add,
+                _ => Epilogue::Store,
+            };
+            let norm = form.norm.then_some(Norm { weight: &norm_weight, eps: 1e-5, normed: &normed });
+            b.linear(&Linear { norm, bias: bias.as_ref(), epilogue, ..Linear::new(&x, &weight, &o) })
+        };
+        Ok(Launch::new(run).output("out", &out).bytes(bytes).flops(2 * tokens * rows * cols))
+    })
 }
 
 fn spiked(name: String, tokens: usize, dtype: DType) -> Case {
@@ -92,7 +238,7 @@ fn spiked(name: String, tokens: usize, dtype: DType) -> Case {
         })?;
         let out = i.activations(&[tokens, ROWS])?;
         let (b, o) = (i.backend(), out.clone());
-        Ok(Launch::new(move || b.linear(&Linear { x: &x, weight: &weight, bias: None, out: &o })).output("out", &out))
+        Ok(Launch::new(move || b.linear(&Linear::new(&x, &weight, &o))).output("out", &out))
     })
 }
 
@@ -108,7 +254,7 @@ fn case(name: String, tokens: usize, parts: &[(usize, DType)], cols: usize, with
         let out = i.activations(&[tokens, rows])?;
         let bytes = parts.iter().map(|(r, d)| d.bytes(r * cols).unwrap_or(0)).sum::<usize>() + x.bytes() + out.bytes();
         let (b, o) = (i.backend(), out.clone());
-        let run = move || b.linear(&Linear { x: &x, weight: &weight, bias: bias.as_ref(), out: &o });
+        let run = move || b.linear(&Linear { bias: bias.as_ref(), ..Linear::new(&x, &weight, &o) });
         Ok(Launch::new(run).output("out", &out).bytes(bytes).flops(2 * tokens * rows * cols))
     })
 }

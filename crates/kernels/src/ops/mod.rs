@@ -10,6 +10,7 @@ mod kv_write;
 mod linear;
 mod rms_norm;
 mod rope;
+mod rope_kv_write;
 mod sample;
 mod softcap;
 
@@ -19,9 +20,10 @@ pub use attention::Attention;
 pub use embed::Embed;
 pub use gather_rows::GatherRows;
 pub use kv_write::KvWrite;
-pub use linear::Linear;
+pub use linear::{Epilogue, Linear, Norm};
 pub use rms_norm::RmsNorm;
 pub use rope::{Rope, RopeLayout};
+pub use rope_kv_write::{QkNorm, RopeKvWrite, Rotation};
 pub use sample::{Sample, SampleParams, gumbel, philox, token_noise};
 pub use softcap::Softcap;
 
@@ -39,6 +41,7 @@ pub fn cases() -> Vec<Case> {
         linear::cases(),
         rms_norm::cases(),
         rope::cases(),
+        rope_kv_write::cases(),
         sample::cases(),
         softcap::cases(),
     ]

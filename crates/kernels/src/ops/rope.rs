@@ -1,5 +1,6 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in place.
 
+use super::Rotation;
 use crate::{
     Contract, DTypes, Result, Tensor, host,
     testkit::{Case, Launch, Tolerance},
@@ -46,20 +47,24 @@ impl Rope<'_> {
         let inv_freq = host::read(self.inv_freq)?;
         let [_, heads, head_dim] = [self.x.shape()[0], self.x.shape()[1], self.x.shape()[2]];
         let mut x = host::read(self.x)?;
+        let rotation = Rotation { inv_freq: self.inv_freq, layout: self.layout, scale: self.scale };
         for (token, &position) in x.chunks_exact_mut(heads * head_dim).zip(&positions) {
-            for head in token.chunks_exact_mut(head_dim) {
-                for (i, &freq) in inv_freq.iter().enumerate() {
-                    let (a, b) = match self.layout {
-                        RopeLayout::Halves => (i, i + inv_freq.len()),
-                        RopeLayout::Pairs => (2 * i, 2 * i + 1),
-                    };
-                    let (sin, cos) = (f64::from(position) * freq).sin_cos();
-                    let (sin, cos) = (sin * f64::from(self.scale), cos * f64::from(self.scale));
-                    (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
-                }
-            }
+            token.chunks_exact_mut(head_dim).for_each(|head| rotate(head, position, &inv_freq, &rotation));
         }
         host::write(self.x, &x)
+    }
+}
+
+/// Rotates one head in place; `inv_freq` holds the values of the rotation's tensor.
+pub(super) fn rotate(head: &mut [f64], position: i32, inv_freq: &[f64], rotation: &Rotation) {
+    for (i, &freq) in inv_freq.iter().enumerate() {
+        let (a, b) = match rotation.layout {
+            RopeLayout::Halves => (i, i + inv_freq.len()),
+            RopeLayout::Pairs => (2 * i, 2 * i + 1),
+        };
+        let (sin, cos) = (f64::from(position) * freq).sin_cos();
+        let (sin, cos) = (sin * f64::from(rotation.scale), cos * f64::from(rotation.scale));
+        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
     }
 }
 

@@ -165,6 +165,6 @@ impl Model for Gemma {
         }
         self.norm.add_forward(step, &residual, &x)?;
         step.tap(|| format!("layers.{}", self.blocks.len() - 1), &residual);
-        self.head.logits(step, &x)
+        self.head.logits(step, &x, None)
     }
 }

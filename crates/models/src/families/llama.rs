@@ -212,21 +212,13 @@ impl Model for Decoder {
     }
 
     fn forward(&self, step: &mut Step) -> Result<()> {
-        let (residual, x) = (step.rows(&step.scratch.residual), step.rows(&step.scratch.hidden));
+        let residual = step.rows(&step.scratch.residual);
         self.head.embed(step)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            if layer == 0 {
-                block.input_norm.forward(step, &residual, &x)?;
-            } else {
-                block.input_norm.add_forward(step, &residual, &x)?;
-                step.tap(|| format!("layers.{}", layer - 1), &residual);
-            }
-            block.attention.forward(step, &x)?;
-            block.post_attention_norm.add_forward(step, &residual, &x)?;
-            block.mlp.forward(step, &x)?;
+            block.attention.add_forward(step, &block.input_norm, &residual)?;
+            block.mlp.add_forward(step, &block.post_attention_norm, &residual)?;
+            step.tap(|| format!("layers.{layer}"), &residual);
         }
-        self.norm.add_forward(step, &residual, &x)?;
-        step.tap(|| format!("layers.{}", self.blocks.len() - 1), &residual);
-        self.head.logits(step, &x)
+        self.head.logits(step, &residual, Some(&self.norm))
     }
 }

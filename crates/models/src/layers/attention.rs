@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use ferrum_kernels::{Tensor, ops, ops::RopeLayout};
+use ferrum_kernels::{
+    Tensor, ops,
+    ops::{Epilogue, Norm, RopeLayout},
+};
 
 use super::{Linear, RmsNorm};
 use crate::{Result, loader::Loader, model::Step, rope::RopeTable};
@@ -72,42 +75,54 @@ impl Attention {
         Ok(Self { layer, qkv, output, qk_norm, options })
     }
 
-    /// `x: [tokens, hidden]` → `x`.
+    /// `x = attention(x)`, for `x: [tokens, hidden]`.
     ///
     /// # Errors
     /// When the device fails.
     pub fn forward(&self, step: &Step, x: &Tensor) -> Result<()> {
-        let o = &self.options;
-        let qkv = step.rows(&step.scratch.qkv);
-        self.qkv.forward(step, x, &qkv)?;
-        let heads = |start: usize, count: usize| qkv.narrow(1, start * o.head_dim, count * o.head_dim).split_heads(o.head_dim);
-        let (q, k, v) = (heads(0, o.heads), heads(o.heads, o.kv_heads), heads(o.heads + o.kv_heads, o.kv_heads));
-        if let Some([q_norm, k_norm]) = &self.qk_norm {
-            q_norm.forward(step, &q, &q)?;
-            k_norm.forward(step, &k, &k)?;
-        }
-        let positions = &step.batch.positions;
-        if let Some(r) = &o.rotary {
-            let q_and_k = heads(0, o.heads + o.kv_heads);
-            step.backend.rope(&ops::Rope { x: &q_and_k, positions, inv_freq: &r.inv_freq, layout: r.layout, scale: r.scale })?;
-        }
+        self.run(step, x, None, Epilogue::Store)
+    }
+
+    /// `residual += attention(norm(residual))`, for `residual: [tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add_forward(&self, step: &Step, norm: &RmsNorm, residual: &Tensor) -> Result<()> {
+        let normed = step.rows(&step.scratch.hidden);
+        self.run(step, residual, Some(norm.before(&normed)), Epilogue::Add)
+    }
+
+    fn run(&self, step: &Step, x: &Tensor, norm: Option<Norm>, epilogue: Epilogue) -> Result<()> {
+        let (o, batch) = (&self.options, step.batch);
+        let (qkv, out) = (step.rows(&step.scratch.qkv), step.rows(&step.scratch.attention));
+        step.backend.linear(&ops::Linear { norm, ..self.qkv.op(x, &qkv) })?;
         let (k_cache, v_cache) = &step.kv.layers[self.layer];
-        step.backend.kv_write(&ops::KvWrite { k: &k, v: &v, slots: &step.batch.slots, k_cache, v_cache })?;
-        let out = step.rows(&step.scratch.attention);
+        let heads = ops::RopeKvWrite {
+            qkv: &qkv.split_heads(o.head_dim),
+            heads: o.heads,
+            qk_norm: self.qk_norm.as_ref().map(|[q, k]| ops::QkNorm { q: &q.weight, k: &k.weight, eps: q.eps }),
+            rotation: o.rotary.as_ref().map(|r| ops::Rotation { inv_freq: &r.inv_freq, layout: r.layout, scale: r.scale }),
+            positions: &batch.positions,
+            slots: &batch.slots,
+            k_cache,
+            v_cache,
+        };
+        step.backend.rope_kv_write(&heads)?;
+        let [q, ..] = heads.split();
         step.backend.attention(&ops::Attention {
             q: &q,
             k_cache,
             v_cache,
-            block_tables: &step.batch.block_tables,
-            cu_seqlens: &step.batch.cu_seqlens,
-            context_lens: &step.batch.context_lens,
-            max_query_len: step.batch.max_query_len,
+            block_tables: &batch.block_tables,
+            cu_seqlens: &batch.cu_seqlens,
+            context_lens: &batch.context_lens,
+            max_query_len: batch.max_query_len,
             scale: o.scale,
             window: o.window,
             softcap: o.softcap,
             sinks: None,
             out: &out.split_heads(o.head_dim),
         })?;
-        self.output.forward(step, &out, x)
+        Ok(step.backend.linear(&ops::Linear { epilogue, ..self.output.op(&out, x) })?)
     }
 }

@@ -2,6 +2,7 @@
 
 use ferrum_kernels::{PreparedWeight, Tensor, ops};
 
+use super::RmsNorm;
 use crate::{Result, loader::Loader, model::Step};
 
 /// `y = x · wᵀ + b`. Several checkpoint tensors may be stacked into one weight.
@@ -23,12 +24,9 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// `x: [tokens, in]` → `out: [tokens, out]`.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn forward(&self, step: &Step, x: &Tensor, out: &Tensor) -> Result<()> {
-        Ok(step.backend.linear(&ops::Linear { x, weight: &self.weight, bias: self.bias.as_ref(), out })?)
+    /// The operation `x: [tokens, in]` → `out: [tokens, out]`.
+    pub fn op<'a>(&'a self, x: &'a Tensor, out: &'a Tensor) -> ops::Linear<'a> {
+        ops::Linear { bias: self.bias.as_ref(), ..ops::Linear::new(x, &self.weight, out) }
     }
 }
 
@@ -63,21 +61,28 @@ impl Head {
         Ok(())
     }
 
-    /// Logits of the rows that the batch asks for, from the normalised last layer.
+    /// Logits of the rows that the batch asks for: of `x: [tokens, hidden]`, the last layer, normed by `norm` or
+    /// already.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn logits(&self, step: &mut Step, hidden: &Tensor) -> Result<()> {
+    pub fn logits(&self, step: &mut Step, x: &Tensor, norm: Option<&RmsNorm>) -> Result<()> {
         let count = step.batch.logit_rows.elements();
         if count == 0 {
             return Ok(());
         }
-        let (picked, logits) = (step.scratch.picked.narrow(0, 0, count), step.scratch.logits.narrow(0, 0, count));
-        step.backend.gather_rows(&ops::GatherRows { x: hidden, rows: &step.batch.logit_rows, out: &picked })?;
-        match &self.head {
-            Some(head) => head.forward(step, &picked, &logits)?,
-            None => step.backend.linear(&ops::Linear { x: &picked, weight: &self.table, bias: None, out: &logits })?,
+        let [picked, normed, logits] = [&step.scratch.picked, &step.scratch.hidden, &step.scratch.logits].map(|t| t.narrow(0, 0, count));
+        // Rows ascend, so that all of them are each in its place.
+        let all = count == step.batch.len();
+        if !all {
+            step.backend.gather_rows(&ops::GatherRows { x, rows: &step.batch.logit_rows, out: &picked })?;
         }
+        let x = if all { x } else { &picked };
+        let head = match &self.head {
+            Some(head) => head.op(x, &logits),
+            None => ops::Linear::new(x, &self.table, &logits),
+        };
+        step.backend.linear(&ops::Linear { norm: norm.map(|n| n.before(&normed)), ..head })?;
         if let Some(cap) = self.softcap {
             step.backend.softcap(&ops::Softcap { x: &logits, cap })?;
         }

@@ -1,8 +1,11 @@
 //! The gated MLP: `down(act(gate(x)) · up(x))`.
 
-use ferrum_kernels::{Tensor, ops, ops::Activation};
+use ferrum_kernels::{
+    Tensor, ops,
+    ops::{Activation, Epilogue, Norm},
+};
 
-use super::Linear;
+use super::{Linear, RmsNorm};
 use crate::{Result, loader::Loader, model::Step};
 
 #[derive(Debug)]
@@ -26,14 +29,27 @@ impl Mlp {
         })
     }
 
-    /// `x: [tokens, hidden]` → `x`.
+    /// `x = mlp(x)`, for `x: [tokens, hidden]`.
     ///
     /// # Errors
     /// When the device fails.
     pub fn forward(&self, step: &Step, x: &Tensor) -> Result<()> {
+        self.run(step, x, None, Epilogue::Store)
+    }
+
+    /// `residual += mlp(norm(residual))`, for `residual: [tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add_forward(&self, step: &Step, norm: &RmsNorm, residual: &Tensor) -> Result<()> {
+        let normed = step.rows(&step.scratch.hidden);
+        self.run(step, residual, Some(norm.before(&normed)), Epilogue::Add)
+    }
+
+    fn run(&self, step: &Step, x: &Tensor, norm: Option<Norm>, epilogue: Epilogue) -> Result<()> {
         let (gate_up, inner) = (step.rows(&step.scratch.gate_up), step.rows(&step.scratch.inner));
-        self.gate_up.forward(step, x, &gate_up)?;
-        step.backend.act_mul(&ops::ActMul { activation: self.activation, gate_up: &gate_up, out: &inner })?;
-        self.down.forward(step, &inner, x)
+        let gated = Epilogue::ActMul { activation: self.activation, gate_up: &gate_up };
+        step.backend.linear(&ops::Linear { norm, epilogue: gated, ..self.gate_up.op(x, &inner) })?;
+        Ok(step.backend.linear(&ops::Linear { epilogue, ..self.down.op(&inner, x) })?)
     }
 }

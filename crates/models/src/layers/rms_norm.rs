@@ -7,8 +7,8 @@ use crate::{Result, loader::Loader, model::Step};
 /// A norm with its weight.
 #[derive(Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
-    eps: f32,
+    pub(super) weight: Tensor,
+    pub(super) eps: f32,
 }
 
 impl RmsNorm {
@@ -26,6 +26,11 @@ impl RmsNorm {
     /// When the device fails.
     pub fn forward(&self, step: &Step, x: &Tensor, out: &Tensor) -> Result<()> {
         Ok(step.backend.rms_norm(&ops::RmsNorm { x, weight: &self.weight, eps: self.eps, out })?)
+    }
+
+    /// The norm as part of the projection behind it; `normed` is scratch of the shape of the projection's input.
+    pub fn before<'a>(&'a self, normed: &'a Tensor) -> ops::Norm<'a> {
+        ops::Norm { weight: &self.weight, eps: self.eps, normed }
     }
 
     /// `residual += x; x = norm(residual)`.

@@ -51,7 +51,7 @@ unsafe fn some<L: Lanes, F: Format, const T: usize>(job: &Job, panel: *const u8,
     }
     let sums = dots::<L, F, T>(panel, tokens);
     for t in 0..T {
-        end::<L>(job, at, token + t, 0, L::add(sums[t], super::tile::biases::<L>(job, at, 0)));
+        end::<L>(job, at, token + t, 0, L::add(sums[t], begin::<L>(job, at, token + t, 0)));
     }
     T
 }

@@ -117,7 +117,7 @@ unsafe fn some<W: Floats, const T: usize>(job: &Job, token: usize, first: usize,
             for k in whole..job.cols {
                 sum += W::one(rows[r].add(k * W::BYTES)) * *x[t].add(k);
             }
-            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.bias_of(first + r);
+            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.addend(token + t, first + r);
         }
     }
     T

@@ -332,28 +332,29 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
     sums
 }
 
-/// What the sums of vector `v` start from: the bias, or what the tile before has left.
+/// What the sums of vector `v` start from: what the product is added to, or what the tile before has left.
 #[inline(always)]
 pub(super) unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
+    let start = if at.block == 0 { biases::<L>(job, at, v) } else { L::zero_f() };
+    if at.block == 0 && !job.add {
+        return start;
+    }
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
-    if at.block == 0 {
-        return biases::<L>(job, at, v);
-    }
     let column = job.part.first_row + at.first + row;
     if rows == L::N {
-        return L::load_f(job.out.at([token, column]));
+        return L::add(start, L::load_f(job.out.at([token, column])));
     }
     let mut values = [0.0f32; 16];
     for (r, value) in values.iter_mut().enumerate().take(rows) {
         *value = *job.out.at([token, column + r]);
     }
-    L::load_f(values.as_ptr())
+    L::add(start, L::load_f(values.as_ptr()))
 }
 
 /// The bias of the rows of vector `v`.
 #[inline(always)]
-pub(super) unsafe fn biases<L: Lanes>(job: &Job, at: Place, v: usize) -> L::F {
+unsafe fn biases<L: Lanes>(job: &Job, at: Place, v: usize) -> L::F {
     let Some(bias) = job.bias else { return L::zero_f() };
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
