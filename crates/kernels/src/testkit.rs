@@ -34,6 +34,8 @@ impl Tolerance {
     pub const EXACT: Self = Self::same(Bound { max: 0.0, nmse: 0.0 }, Bound { max: 0.0, nmse: 0.0 });
     /// A handful of roundings per element.
     pub const ELEMENTWISE: Self = Self::same(Bound { max: 4e-6, nmse: 1e-12 }, Bound { max: 1e-2, nmse: 1e-5 });
+    /// As [`Tolerance::ELEMENTWISE`], stored in 16 bits: where F32 differs in its last place, the rounding may go the other way.
+    pub const STORED: Self = Self::same(Bound { max: 8e-3, nmse: 2e-9 }, Self::ELEMENTWISE.half);
     /// Sums of thousands of products.
     pub const MATMUL: Self = Self::same(Bound { max: 2e-5, nmse: 1e-11 }, Bound { max: 2e-2, nmse: 2e-5 });
     /// As [`Tolerance::MATMUL`], where the backend may round activations to 8 bits with one scale per 32 elements: on

@@ -201,7 +201,9 @@ fn fused(tokens: usize, parts: &[(usize, DType)], cols: usize, form: Form) -> Ca
         let rows: usize = parts.iter().map(|p| p.0).sum();
         let weight = i.weight(&parts, cols)?;
         let x = i.normal_scaled(&[tokens, cols + 32], 3.0)?.narrow(1, 16, cols);
-        let (norm_weight, normed) = (i.normal_f32(&[cols])?, i.activations(&[tokens, cols])?);
+        // Around 1, as in models.
+        let norm_weight = i.values(DType::F32, &[cols], |n| 0.5 + (n * 7 % 11) as f64 / 10.0)?;
+        let normed = i.activations(&[tokens, cols])?;
         let bias = if form.bias { Some(i.normal_f32_scaled(&[rows], 20.0)?) } else { None };
         let gate_up = i.activations(&[tokens, rows])?;
         let out = match form {
