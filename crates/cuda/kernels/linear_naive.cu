@@ -10,6 +10,7 @@ struct LinearNaiveParams {
     void* out;           // [tokens, rows] O
     long long x_stride, out_stride;
     int tokens, rows, cols;
+    int add;  // 1: out += what else it would be
 };
 
 constexpr int TOKENS = 8;
@@ -33,8 +34,10 @@ template <class T, class W, class O> __device__ void linear_naive(const LinearNa
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         const float sum = warp_sum(sums[t]);
-        if (lane == 0 && t < count)
-            static_cast<O*>(p.out)[(first + t) * p.out_stride + row] = from_f32<O>(sum + (p.bias ? p.bias[row] : 0.0f));
+        if (lane == 0 && t < count) {
+            O* out = static_cast<O*>(p.out) + (first + t) * p.out_stride + row;
+            *out = from_f32<O>(sum + (p.bias ? p.bias[row] : 0.0f) + (p.add ? to_f32(*out) : 0.0f));
+        }
     }
 }
 

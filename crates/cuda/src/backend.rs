@@ -117,7 +117,7 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, op: &Linear) -> Result<()> {
-        linear::run(&self.cx, op)
+        linear::run(self, &self.cx, op)
     }
 
     fn act_mul(&self, op: &ActMul) -> Result<()> {

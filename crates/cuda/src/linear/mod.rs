@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use ferrum_kernels::{
     DType, PreparedWeight, Result, Weight,
-    ops::{Embed, Linear},
+    ops::{Embed, Epilogue, Linear},
 };
 
 use crate::{
+    backend::CudaBackend,
     context::{Context, unsupported},
     driver::{DeviceBuffer, DevicePtr},
     upload::Ring,
@@ -63,14 +64,19 @@ pub(crate) fn prepare(cx: &Context, ring: &mut Ring, weight: &Weight) -> Result<
     Ok(PreparedWeight::new(weight, bytes, Arc::new(CudaWeight { parts })))
 }
 
-pub(crate) fn run(cx: &Context, op: &Linear) -> Result<()> {
+pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()> {
     op.check()?;
+    if op.norm.is_some() || matches!(op.epilogue, Epilogue::ActMul { .. }) {
+        return op.unfused(backend);
+    }
     let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
     for part in &weight.parts {
         let out = op.out.narrow(1, part.first_row, part.rows);
         let bias = op.bias.map(|b| b.narrow(0, part.first_row, part.rows));
         match &part.layout {
-            Layout::Dense { dtype, data } => naive::linear(cx, op.x, (*dtype, data), bias.as_ref(), &out)?,
+            Layout::Dense { dtype, data } => {
+                naive::linear(cx, &Linear { bias: bias.as_ref(), out: &out, ..*op }, (*dtype, data))?;
+            }
         }
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! The kernels for what no faster one takes: `kernels/linear_naive.cu` and `embed_dense` of `kernels/copy.cu`.
 
-use ferrum_kernels::{DType, Result, Tensor, ops::Embed};
+use ferrum_kernels::{
+    DType, Result,
+    ops::{Embed, Epilogue, Linear},
+};
 
 use crate::{
     context::{Context, by_float, unsupported},
@@ -20,6 +23,7 @@ struct LinearNaiveParams {
     tokens: i32,
     rows: i32,
     cols: i32,
+    add: i32,
 }
 
 /// Output features of a block, one per warp.
@@ -27,8 +31,9 @@ const ROWS: usize = 8;
 /// Tokens of a block: `TOKENS` of the kernel.
 const TOKENS: usize = 8;
 
-/// `out = x · wᵀ + bias` for a row-major weight of plain numbers.
-pub(super) fn linear(cx: &Context, x: &Tensor, (dtype, data): (DType, &DeviceBuffer), bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+/// `out = x · wᵀ + bias` or `out += …` for a row-major weight of plain numbers; `op` has its rows in `out` and `bias`.
+pub(super) fn linear(cx: &Context, op: &Linear, (dtype, data): (DType, &DeviceBuffer)) -> Result<()> {
+    let Linear { x, bias, out, .. } = *op;
     let kernel = match (x.dtype(), out.dtype()) {
         (DType::F32, DType::F32) => match dtype {
             DType::F32 => "linear_naive_f32_f32_f32",
@@ -68,6 +73,7 @@ pub(super) fn linear(cx: &Context, x: &Tensor, (dtype, data): (DType, &DeviceBuf
         tokens: tokens as i32,
         rows: rows as i32,
         cols: cols as i32,
+        add: i32::from(matches!(op.epilogue, Epilogue::Add)),
     };
     let blocks = [rows.div_ceil(ROWS) as u32, tokens.div_ceil(TOKENS) as u32, 1];
     // SAFETY: the operation's contract holds, and the weight was uploaded whole.
