@@ -13,7 +13,7 @@ use super::{
     },
     formats::Format,
     lanes::Lanes,
-    tile::{Place, batch, end, one_step},
+    tile::{Place, batch, begin, end, one_step},
 };
 
 /// How far ahead of its use a panel is fetched.
