@@ -7,7 +7,7 @@ use std::{
 };
 
 use ferrum_kernels::{
-    Backend, DType, DeviceInfo, Error, PreparedWeight, Result, Storage, Tensor, Weight,
+    Backend, DType, DeviceInfo, Error, ImmediateReadback, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     ops::{ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
 };
 
@@ -125,6 +125,13 @@ impl Backend for CpuBackend {
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(CpuStorage::zeroed(bytes)?))
+    }
+
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>> {
+        Ok(Box::new(ImmediateReadback::new(bytes, |src, dst| {
+            let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+            storage::download(src, dst)
+        })))
     }
 
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {

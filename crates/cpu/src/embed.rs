@@ -20,11 +20,15 @@ pub(crate) fn run(pool: &Pool, op: &Embed) -> Result<()> {
     }
     // SAFETY: index 0 exists; nobody writes the ids during this operation.
     let ids = unsafe { ids.row([0]) };
+    let drawn = op.drawn.map(|d| View::<i32, 1>::of("embed", "drawn", d)).transpose()?.filter(|d| d.shape[0] > 0);
+    // SAFETY: as above.
+    let drawn = drawn.map_or(&[][..], |d| unsafe { d.row([0]) });
     pool.chunks(ids.len(), 4, &|_, tokens| {
         for token in tokens {
             // SAFETY: `token` is below the token count that the contract gives to ids and out; each is one chunk's.
             let row = unsafe { out.row_mut([token, 0]) };
-            let id = usize::try_from(ids[token]).ok().filter(|&id| id < table.rows()).unwrap_or(0);
+            let id = usize::try_from(-1 - i64::from(ids[token])).ok().and_then(|n| drawn.get(n)).unwrap_or(&ids[token]);
+            let id = usize::try_from(*id).ok().filter(|&id| id < table.rows()).unwrap_or(0);
             table.row(id, row);
             row.iter_mut().for_each(|v| *v *= op.scale);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_kernels::{
-    Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight,
+    Backend, DType, DeviceInfo, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     ops::{
         ActMul, Activation, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, QkNorm, RmsNorm, Rope, RopeKvWrite,
         RopeLayout, Sample, SampleParams, Softcap,
@@ -13,9 +13,10 @@ use ferrum_kernels::{
 };
 
 /// One mistake: the operation it is in, and what is wrong.
-const MUTATIONS: [(&str, &str); 28] = [
+const MUTATIONS: [(&str, &str); 29] = [
     ("embed", "scale 1 % too large"),
     ("embed", "last token left out"),
+    ("embed", "drawn ids ignored"),
     ("rms_norm", "eps ten times too large"),
     ("rms_norm", "last token left out"),
     ("add_rms_norm", "eps ten times too large"),
@@ -114,6 +115,9 @@ impl Backend for Mutant {
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         self.sound.alloc(bytes)
     }
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>> {
+        self.sound.readback(bytes)
+    }
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
         self.sound.upload(dst, src)
     }
@@ -133,7 +137,8 @@ impl Backend for Mutant {
             let (ids, out) = (all_but_last(op.ids), all_but_last(op.out));
             return self.sound.embed(&Embed { ids: &ids, out: &out, ..*op });
         }
-        self.sound.embed(&Embed { scale, ..*op })
+        let drawn = op.drawn.filter(|_| !self.is("embed", "drawn ids ignored"));
+        self.sound.embed(&Embed { scale, drawn, ..*op })
     }
 
     fn rms_norm(&self, op: &RmsNorm) -> Result<()> {

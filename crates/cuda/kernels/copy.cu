@@ -59,11 +59,12 @@ template <class T, class C> __device__ void kv_write(const KvWriteParams& p) {
 #define KV_WRITE_FROM(T, t) KV_WRITE(T, t, float, f32) KV_WRITE(T, t, f16, f16) KV_WRITE(T, t, bf16, bf16)
 
 struct EmbedDenseParams {
-    const int* ids;     // [tokens] i32; outside of 0..vocab: row 0
+    const int* ids;     // [tokens] i32; -1 - n: drawn[n]; else outside of 0..vocab: row 0
+    const int* drawn;   // [drawn_rows] i32 or null
     const void* table;  // [vocab, cols] W
     void* out;          // [tokens, cols] T
     long long out_stride;
-    int vocab, cols;
+    int drawn_rows, vocab, cols;
     float scale;
 };
 
@@ -72,7 +73,8 @@ template <class W, class T> __device__ void embed_dense(const EmbedDenseParams& 
     pdl_wait();
     pdl_launch();
     if (index >= p.cols) return;
-    const int id = p.ids[blockIdx.y];
+    int id = p.ids[blockIdx.y];
+    if (id < 0 && -1 - id < p.drawn_rows) id = p.drawn[-1 - id];
     const long long row = id >= 0 && id < p.vocab ? id : 0;
     const float value = to_f32(static_cast<const W*>(p.table)[row * p.cols + index]);
     static_cast<T*>(p.out)[blockIdx.y * p.out_stride + index] = from_f32<T>(value * p.scale);

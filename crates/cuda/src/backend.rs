@@ -6,13 +6,14 @@ use std::{
 };
 
 use ferrum_kernels::{
-    Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight, host,
+    Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, Result, Storage, Tensor, Weight, host,
     ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
 };
 
 use crate::{
     attention,
     context::Context,
+    driver::{self, Event, PinnedBuffer},
     linear, ops,
     storage::{self, CudaStorage},
     upload::Ring,
@@ -20,7 +21,7 @@ use crate::{
 
 /// Computes on one GPU, in BF16 activations.
 pub struct CudaBackend {
-    cx: Context,
+    cx: Arc<Context>,
     ring: Mutex<Ring>,
 }
 
@@ -30,7 +31,7 @@ impl CudaBackend {
     /// # Errors
     /// When there is no driver, it is too old, or it knows no such GPU.
     pub fn new(ordinal: usize) -> Result<Self> {
-        let cx = Context::open(ordinal)?;
+        let cx = Arc::new(Context::open(ordinal)?);
         let ring = Mutex::new(Ring::new(cx.device())?);
         Ok(Self { cx, ring })
     }
@@ -82,6 +83,19 @@ impl Backend for CudaBackend {
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(CudaStorage::zeroed(self.cx.stream(), bytes)?))
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
+    fn capture(&self, issue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Arc<dyn Graph>>> {
+        Ok(Some(Arc::new(CudaGraph { graph: driver::Graph::record(self.cx.stream(), issue)?, cx: self.cx.clone() })))
+    }
+
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>> {
+        let (memory, done) = (PinnedBuffer::new(self.cx.device(), bytes)?, Event::new(self.cx.device())?);
+        Ok(Box::new(CudaReadback { cx: self.cx.clone(), memory, done, used: 0 }))
     }
 
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
@@ -146,5 +160,44 @@ impl Backend for CudaBackend {
 
     fn sample(&self, op: &Sample) -> Result<()> {
         ops::sample(&self.cx, op)
+    }
+}
+
+#[derive(Debug)]
+struct CudaGraph {
+    graph: driver::Graph,
+    cx: Arc<Context>,
+}
+
+impl Graph for CudaGraph {
+    fn replay(&self) -> Result<()> {
+        self.graph.launch(self.cx.stream())
+    }
+}
+
+/// Pinned memory, and when the copy to it has run.
+#[derive(Debug)]
+struct CudaReadback {
+    cx: Arc<Context>,
+    memory: PinnedBuffer,
+    done: Event,
+    used: usize,
+}
+
+impl Readback for CudaReadback {
+    fn start(&mut self, src: &Tensor) -> Result<()> {
+        // Whoever starts anew without having waited must not have two copies in one place.
+        self.done.synchronize()?;
+        let dst = self.memory.as_mut_slice();
+        self.used = src.bytes().min(dst.len());
+        host::check_copy(src, self.used)?;
+        // SAFETY: the tensor lies within its storage and is as large as the part; nobody reads that before `done`.
+        unsafe { self.cx.stream().copy_to_host(&mut dst[..self.used], storage::ptr(src)?)? };
+        self.cx.stream().record(&self.done)
+    }
+
+    fn wait(&mut self) -> Result<&[u8]> {
+        self.done.synchronize()?;
+        Ok(&self.memory.as_slice()[..self.used])
     }
 }

@@ -2,13 +2,21 @@
 
 use ferrum_kernels::{Backend, DType, Tensor, ops::Sample};
 
-use crate::{error::Result, plan::RequestId};
+use crate::error::Result;
 
 /// Everything a request's penalties look at.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub prompt: Vec<u32>,
     pub output: Vec<u32>,
+    /// The row that holds it, as far as tokens have been drawn
+    row: Option<usize>,
+}
+
+impl History {
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self { prompt, output: Vec::new(), row: None }
+    }
 }
 
 /// Rows of occurrences. The first request with penalties allocates them; a row that was given up is made again from its
@@ -17,7 +25,7 @@ pub(crate) struct History {
 pub(crate) struct CountRows {
     /// `[rows, vocab]` I32
     tensor: Option<Tensor>,
-    owners: Vec<Option<RequestId>>,
+    free: Vec<usize>,
     staging: Vec<i32>,
 }
 
@@ -30,11 +38,11 @@ impl CountRows {
     ///
     /// # Errors
     /// When memory is short.
-    pub fn row(&mut self, backend: &dyn Backend, vocab: usize, id: RequestId, history: &History) -> Result<i32> {
-        if let Some(row) = self.owners.iter().position(|owner| *owner == Some(id)) {
+    pub fn row(&mut self, backend: &dyn Backend, vocab: usize, history: &mut History) -> Result<i32> {
+        if let Some(row) = history.row {
             return Ok(row as i32);
         }
-        let (tensor, row) = match (&self.tensor, self.owners.iter().position(Option::is_none)) {
+        let (tensor, row) = match (&self.tensor, self.free.pop()) {
             (Some(tensor), Some(row)) => (tensor.clone(), row),
             _ => self.grow(backend, vocab)?,
         };
@@ -47,25 +55,25 @@ impl CountRows {
             }
         }
         backend.upload(&tensor.narrow(0, row, 1), bytemuck::cast_slice(&self.staging))?;
-        self.owners[row] = Some(id);
+        history.row = Some(row);
         Ok(row as i32)
     }
 
-    /// Gives up the row of a request, if it has one.
-    pub fn forget(&mut self, id: RequestId) {
-        self.owners.iter_mut().filter(|owner| **owner == Some(id)).for_each(|owner| *owner = None);
+    /// Takes back the row of a request, if it has one.
+    pub fn forget(&mut self, history: &mut History) {
+        self.free.extend(history.row.take());
     }
 
     /// Doubles the rows and returns the first new one.
     fn grow(&mut self, backend: &dyn Backend, vocab: usize) -> Result<(Tensor, usize)> {
-        let rows = self.owners.len();
+        let rows = self.tensor.as_ref().map_or(0, |t| t.shape()[0]);
         let larger = backend.zeros(DType::I32, &[(2 * rows).max(1), vocab])?;
         if let Some(old) = &self.tensor {
             self.staging.resize(rows * vocab, 0);
             backend.download(old, bytemuck::cast_slice_mut(&mut self.staging))?;
             backend.upload(&larger.narrow(0, 0, rows), bytemuck::cast_slice(&self.staging))?;
         }
-        self.owners.resize((2 * rows).max(1), None);
+        self.free.extend(rows + 1..larger.shape()[0]);
         self.tensor = Some(larger.clone());
         Ok((larger, rows))
     }

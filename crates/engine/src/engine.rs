@@ -1,7 +1,6 @@
 //! Requests in, tokens out.
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     sync::Arc,
     time::{Duration, Instant},
@@ -38,14 +37,15 @@ pub enum Event {
 pub struct Stats {
     pub counts: Counts,
     pub steps: u64,
-    /// Time in planning, committing and making events
+    /// Time in planning, issuing, committing and making events
     pub host_time: Duration,
-    /// Time in upload, forward pass, sampling and download
+    /// Time in which the host did nothing but wait for the device; on the CPU, which computes while operations are issued, the
+    /// time in which it issued
     pub device_time: Duration,
     pub last_step: StepStats,
 }
 
-/// One step.
+/// One call of [`Engine::step_into`]: the sizes of the step it issued, and its times.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StepStats {
     pub tokens: usize,
@@ -63,11 +63,17 @@ pub struct Engine {
     pub(crate) runner: Runner,
     pub(crate) sizes: Sizes,
     end_tokens: Vec<u32>,
-    active: HashMap<RequestId, Active>,
+    /// By tag
+    active: Vec<Option<Active>>,
+    free_tags: Vec<usize>,
     counts: CountRows,
     seeds: RandomState,
     submitted: u64,
     stats: Stats,
+    /// Whether the next step is issued before the tokens of the last are known
+    overlapped: bool,
+    /// The step under way
+    flight: Option<Plan>,
     // Buffers of a step.
     params: Vec<SampleParams>,
     logprobs: Vec<(usize, TokenLogprobs)>,
@@ -76,6 +82,7 @@ pub struct Engine {
 
 /// What drawing needs to know of a request.
 struct Active {
+    id: RequestId,
     params: SampleParams,
     /// Only with penalties
     history: Option<History>,
@@ -90,7 +97,8 @@ impl Engine {
     pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, options: EngineOptions) -> Result<Self> {
         let sizes = Sizes::new(model.info(), &*backend, &options)?;
         MemoryPlan::new(model.info(), 0, &*backend, &options)?.check()?;
-        let runner = Runner::new(backend, model, &sizes, options.kv_dtype)?;
+        let overlapped = backend.is_asynchronous();
+        let runner = Runner::new(backend, model, &sizes)?;
         let limits = Limits {
             max_context: sizes.max_context,
             max_seqs: sizes.max_seqs,
@@ -103,11 +111,14 @@ impl Engine {
             runner,
             sizes,
             end_tokens: options.end_tokens,
-            active: HashMap::new(),
+            active: Vec::new(),
+            free_tags: Vec::new(),
             counts: CountRows::default(),
             seeds: RandomState::new(),
             submitted: 0,
             stats: Stats::default(),
+            overlapped,
+            flight: None,
             params: Vec::with_capacity(sizes.max_seqs),
             logprobs: Vec::new(),
             outcomes: Vec::with_capacity(sizes.max_seqs),
@@ -137,16 +148,28 @@ impl Engine {
         self.submitted += 1;
         let fallback_seed = self.seeds.hash_one(self.submitted);
         let params = request.sample_params(fallback_seed);
-        let history = request.has_penalties().then(|| History { prompt: request.prompt.clone(), output: Vec::new() });
-        let id = self.scheduler.submit(request.into_sequence(&self.end_tokens))?;
-        self.active.insert(id, Active { params, history, logprobs });
-        Ok(id)
+        let history = request.has_penalties().then(|| History::new(request.prompt.clone()));
+        let tag = self.free_tags.pop().unwrap_or_else(|| {
+            self.active.push(None);
+            self.active.len() - 1
+        });
+        match self.scheduler.submit(request.into_sequence(&self.end_tokens, tag)) {
+            Ok(id) => {
+                self.active[tag] = Some(Active { id, params, history, logprobs });
+                Ok(id)
+            }
+            Err(error) => {
+                self.free_tags.push(tag);
+                Err(error)
+            }
+        }
     }
 
     /// Ends a request and frees its blocks at once, without an event; `None` when it has ended already.
     pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
-        self.forget(id);
-        self.scheduler.cancel(id)
+        let (tag, finished) = self.scheduler.cancel(id)?;
+        self.forget(tag);
+        Some(finished)
     }
 
     /// Whether a step would do anything.
@@ -164,34 +187,48 @@ impl Engine {
         Ok(events)
     }
 
-    /// Computes one step and appends what it brought to `events`.
+    /// Computes one step and appends what it brought to `events`. Where the device works on its own, this issues a step and
+    /// brings the tokens of the one before it.
     ///
     /// # Errors
     /// When the device fails. The requests of this step have then ended, each with an event; the others go on with the
     /// next step.
     pub fn step_into(&mut self, events: &mut Vec<Event>) -> Result<()> {
         let started = Instant::now();
+        self.stats.last_step = StepStats::default();
+        let mut result = if self.scheduler.must_wait() { self.land(events) } else { Ok(()) };
         let plan = self.scheduler.plan();
-        for id in &plan.preempted {
-            self.counts.forget(*id);
+        for &tag in &plan.preempted {
+            if let Some(history) = self.active[tag].as_mut().and_then(|a| a.history.as_mut()) {
+                self.counts.forget(history);
+            }
         }
-        self.outcomes.clear();
-        self.logprobs.clear();
-        let (tokens, sequences) = (plan.tokens.len(), plan.seqs.len());
-        let planned = Instant::now();
-        let result = self.execute(&plan);
-        let computed = Instant::now();
-        match &result {
-            Ok(()) => self.scheduler.commit(plan, self.runner.tokens(), &mut self.outcomes),
-            Err(_) => self.scheduler.abort(plan, &mut self.outcomes),
+        self.stats.last_step.tokens = plan.tokens.len();
+        self.stats.last_step.sequences = plan.seqs.len();
+        let issued = if plan.is_empty() { Ok(()) } else { self.issue(&plan) };
+        // The host has just prepared this step while the device computed the one before.
+        result = result.and(self.land(events));
+        match issued {
+            Ok(()) if plan.is_empty() => self.scheduler.commit(plan, &[], &mut self.outcomes),
+            Ok(()) => {
+                let needs_logits = plan.sampling().any(|p| self.active[p.tag].as_ref().is_some_and(|a| a.logprobs.is_some()));
+                self.flight = Some(plan);
+                if !self.overlapped || needs_logits {
+                    result = result.and(self.land(events));
+                }
+            }
+            Err(error) => {
+                self.outcomes.clear();
+                self.scheduler.abort(plan, &mut self.outcomes);
+                self.emit(events);
+                result = result.and(Err(error));
+            }
         }
-        self.emit(events);
-        let device_time = computed - planned;
-        let host_time = planned - started + computed.elapsed();
-        self.stats.last_step = StepStats { tokens, sequences, host_time, device_time };
+        let last = &mut self.stats.last_step;
+        last.host_time = started.elapsed().saturating_sub(last.device_time);
         self.stats.steps += 1;
-        self.stats.host_time += host_time;
-        self.stats.device_time += device_time;
+        self.stats.host_time += last.host_time;
+        self.stats.device_time += last.device_time;
         result
     }
 
@@ -221,44 +258,57 @@ impl Engine {
     /// What is wrong, for a test to print.
     pub fn check_integrity(&self) -> Result<(), String> {
         let (waiting, running) = self.queue();
-        if self.active.len() != waiting + running {
-            return Err(format!("{} requests known, {waiting} waiting, {running} running", self.active.len()));
+        let known = self.active.iter().flatten().count();
+        if known != waiting + running || known + self.free_tags.len() != self.active.len() {
+            return Err(format!("{known} requests known, {waiting} waiting, {running} running, {} free tags", self.free_tags.len()));
         }
         self.scheduler.check_integrity()
     }
 
-    fn execute(&mut self, plan: &Plan) -> Result<()> {
-        if plan.is_empty() {
-            return self.runner.sample(&[], None);
-        }
-        self.runner.forward(plan)?;
+    /// Uploads a plan and issues its operations.
+    fn issue(&mut self, plan: &Plan) -> Result<()> {
         let vocab = self.model_info().vocab;
         self.params.clear();
         for planned in plan.sampling() {
-            let active = self.active.get(&planned.id);
-            let mut params = active.map_or(SampleParams::GREEDY, |a| a.params);
-            params.position = planned.draw as u32;
-            if let Some(history) = active.and_then(|a| a.history.as_ref()) {
-                params.counts_row = self.counts.row(self.runner.backend(), vocab, planned.id, history)?;
+            let active = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id);
+            let Some(active) = active else { continue };
+            let mut params = SampleParams { position: planned.draw as u32, ..active.params };
+            if let Some(history) = &mut active.history {
+                params.counts_row = self.counts.row(self.runner.backend(), vocab, history)?;
             }
             self.params.push(params);
         }
-        self.runner.sample(&self.params, self.counts.tensor())?;
-        for (row, planned) in plan.sampling().enumerate() {
-            let Some(count) = self.active.get(&planned.id).and_then(|a| a.logprobs) else { continue };
-            let token = self.runner.tokens().get(row).copied().unwrap_or_default();
-            self.logprobs.push((row, TokenLogprobs::new(self.runner.read_logits(row)?, token, count)));
+        let issuing = Instant::now();
+        self.runner.issue(plan, &self.params, self.counts.tensor())?;
+        if !self.overlapped {
+            self.stats.last_step.device_time += issuing.elapsed();
         }
         Ok(())
+    }
+
+    /// Takes in what the step under way computed, if there is one.
+    fn land(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let Some(plan) = self.flight.take() else { return Ok(()) };
+        self.outcomes.clear();
+        self.logprobs.clear();
+        let waiting = Instant::now();
+        let result = self.runner.wait().and_then(|()| read_logprobs(&plan, &self.active, &mut self.runner, &mut self.logprobs));
+        self.stats.last_step.device_time += waiting.elapsed();
+        match result {
+            Ok(()) => self.scheduler.commit(plan, self.runner.tokens(), &mut self.outcomes),
+            Err(_) => self.scheduler.abort(plan, &mut self.outcomes),
+        }
+        self.emit(events);
+        result
     }
 
     fn emit(&mut self, events: &mut Vec<Event>) {
         let mut logprobs = std::mem::take(&mut self.logprobs).into_iter().peekable();
         let outcomes = std::mem::take(&mut self.outcomes);
         for outcome in &outcomes {
-            let id = outcome.id;
+            let (id, tag) = (outcome.id, outcome.tag);
             if let Some(token) = outcome.token {
-                if let Some(history) = self.active.get_mut(&id).and_then(|a| a.history.as_mut()) {
+                if let Some(history) = self.active[tag].as_mut().and_then(|a| a.history.as_mut()) {
                     history.output.push(token);
                 }
                 while logprobs.next_if(|(row, _)| *row < outcome.row).is_some() {}
@@ -266,15 +316,30 @@ impl Engine {
                 events.push(Event::Token { id, token, logprobs });
             }
             if let Some(finished) = outcome.finished {
-                self.forget(id);
+                self.forget(tag);
                 events.push(Event::Finished { id, finished });
             }
         }
         self.outcomes = outcomes;
     }
 
-    fn forget(&mut self, id: RequestId) {
-        self.active.remove(&id);
-        self.counts.forget(id);
+    fn forget(&mut self, tag: usize) {
+        if let Some(active) = self.active[tag].take() {
+            if let Some(mut history) = active.history {
+                self.counts.forget(&mut history);
+            }
+            self.free_tags.push(tag);
+        }
     }
+}
+
+/// The log-probabilities that requests of a step asked for, with their rows.
+fn read_logprobs(plan: &Plan, active: &[Option<Active>], runner: &mut Runner, out: &mut Vec<(usize, TokenLogprobs)>) -> Result<()> {
+    for (row, planned) in plan.sampling().enumerate() {
+        let of_request = active[planned.tag].as_ref().filter(|a| a.id == planned.id);
+        let Some(count) = of_request.and_then(|a| a.logprobs) else { continue };
+        let token = runner.tokens().get(row).copied().unwrap_or_default();
+        out.push((row, TokenLogprobs::new(runner.read_logits(row)?, token, count)));
+    }
+    Ok(())
 }

@@ -1,17 +1,20 @@
 //! Requests in, tokens out: scheduler, paged KV cache with prefix reuse, runner and sampler.
 //!
 //! ```text
-//! plan   = scheduler.plan()            pure: which tokens of which sequences, in which blocks
-//! runner.forward(&plan)                one upload, one forward pass
-//! runner.sample(…)                     on the device; logits reach the host only for log-probabilities
+//! plan = scheduler.plan()              pure: which tokens of which sequences, in which blocks
+//! runner.issue(&plan, …)               one upload, one forward pass, sampling: all on the device
+//! runner.wait()                        the tokens; logits reach the host only for log-probabilities
 //! scheduler.commit(plan, tokens)
 //! ```
+//!
+//! Where the device works on its own, the next step is issued before the tokens of the last have come.
 #![forbid(unsafe_code)]
 
 mod block_pool;
 mod counts;
 mod engine;
 mod error;
+mod graphs;
 mod logprobs;
 mod memory;
 mod options;

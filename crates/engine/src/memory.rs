@@ -30,8 +30,8 @@ impl MemoryPlan {
     /// [`crate::Error::Option`] when an option is impossible by itself.
     pub fn new(info: &ModelInfo, weights_bytes: u64, backend: &dyn Backend, options: &EngineOptions) -> crate::Result<Self> {
         let sizes = Sizes::new(info, backend, options)?;
-        let kv_bytes_per_token = info.kv_bytes_per_token(options.kv_dtype) as u64;
-        let kv_bytes = KvCache::bytes(info, options.kv_dtype, sizes.blocks, sizes.block_tokens) as u64;
+        let kv_bytes_per_token = info.kv_bytes_per_token(sizes.kv_dtype) as u64;
+        let kv_bytes = KvCache::bytes(info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens) as u64;
         let activations = Scratch::bytes(info, backend.activation_dtype(), sizes.max_step_tokens, sizes.max_logit_rows);
         let indices = sizes.index_elements() * DType::I32.block_bytes();
         let workspace = backend.workspace_bytes(info.hidden.max(info.inner).max(info.heads * info.head_dim));

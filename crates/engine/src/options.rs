@@ -58,6 +58,7 @@ pub(crate) struct Sizes {
     pub max_logit_rows: usize,
     pub block_tokens: usize,
     pub blocks: usize,
+    pub kv_dtype: DType,
 }
 
 impl Sizes {
@@ -69,7 +70,10 @@ impl Sizes {
         let max_seqs = options.max_seqs;
         between("max_context", max_context, 2, info.max_context)?;
         between("max_seqs", max_seqs, 1, MAX_SEQS)?;
-        let max_step_tokens = options.max_step_tokens.unwrap_or(backend.max_step_tokens().min(max_context).max(max_seqs));
+        let max_step_tokens = options.max_step_tokens.unwrap_or_else(|| {
+            let all = max_context.saturating_mul(max_seqs);
+            backend.max_step_tokens().min(all).max(max_seqs)
+        });
         between("max_step_tokens", max_step_tokens, max_seqs, MAX_STEP_TOKENS)?;
         let max_logit_rows = options.max_logit_rows.unwrap_or(max_seqs);
         between("max_logit_rows", max_logit_rows, max_seqs, MAX_STEP_TOKENS)?;
@@ -77,18 +81,24 @@ impl Sizes {
         let blocks = options.kv_blocks.unwrap_or(max_seqs.saturating_mul(table));
         // Slots are 32-bit on the device.
         between("kv_blocks", blocks, table, i32::MAX as usize / block_tokens)?;
-        if !options.kv_dtype.is_float() {
-            return Err(option("kv_dtype", options.kv_dtype, "it must be F32, F16 or BF16"));
+        let kv_dtype = options.kv_dtype;
+        if !kv_dtype.is_float() {
+            return Err(option("kv_dtype", kv_dtype, "it must be F32, F16 or BF16"));
         }
         if let Some(id) = options.end_tokens.iter().find(|&&id| id as usize >= info.vocab) {
             return Err(option("end_tokens", format!("token id {id}"), format!("ids must be below the vocabulary of {}", info.vocab)));
         }
-        Ok(Self { max_context, max_seqs, max_step_tokens, max_logit_rows, block_tokens, blocks })
+        Ok(Self { max_context, max_seqs, max_step_tokens, max_logit_rows, block_tokens, blocks, kv_dtype })
+    }
+
+    /// Blocks of the longest sequence.
+    pub fn table_width(&self) -> usize {
+        self.max_context.div_ceil(self.block_tokens)
     }
 
     /// I32 elements of the arrays that one step uploads.
     pub fn index_elements(&self) -> usize {
-        let table = self.max_seqs * self.max_context.div_ceil(self.block_tokens);
+        let table = self.max_seqs * self.table_width();
         let arrays = [self.max_step_tokens; 3].into_iter().chain([self.max_seqs + 1, self.max_seqs, table, self.max_logit_rows]);
         arrays.map(|len| len.next_multiple_of(INDEX_ALIGN)).sum()
     }

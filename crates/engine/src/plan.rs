@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{block_pool::BlockId, scheduler::Limits};
+use crate::{block_pool::BlockId, scheduler::Limits, sequence::Rank};
 
 /// Number of a request, in the order of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,9 +18,9 @@ impl std::fmt::Display for RequestId {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub seqs: Vec<PlannedSequence>,
-    /// Requests that lost their blocks to others and wait to be computed anew
-    pub preempted: Vec<RequestId>,
-    /// `[tokens]` ids
+    /// Tags of requests that lost their blocks to others and wait to be computed anew
+    pub preempted: Vec<usize>,
+    /// `[tokens]` ids; `−1 − n` stands for the `n`-th token that the step before draws
     pub tokens: Vec<i32>,
     /// `[tokens]`
     pub positions: Vec<i32>,
@@ -43,6 +43,8 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedSequence {
     pub id: RequestId,
+    pub tag: usize,
+    pub(crate) rank: Rank,
     /// Tokens of this step
     pub tokens: usize,
     /// Whether the step reaches the sequence's last token, so that the next one is sampled
@@ -53,7 +55,10 @@ pub struct PlannedSequence {
 
 /// The part of one sequence that a step computes.
 pub(crate) struct Segment<'a> {
+    /// What is known of the text
     pub tokens: &'a [u32],
+    /// The entry for the token behind `tokens`
+    pub drawn: i32,
     /// Positions to compute
     pub range: Range<usize>,
     /// Positions, within `range`, whose logits are wanted
@@ -85,6 +90,11 @@ impl Plan {
         self.tokens.is_empty()
     }
 
+    /// Whether every sequence has one token and samples the next.
+    pub fn is_decode(&self) -> bool {
+        self.max_query_len == 1 && self.logit_rows.len() == self.tokens.len()
+    }
+
     /// Sequences whose next token is sampled, in the order of their logits.
     pub fn sampling(&self) -> impl Iterator<Item = &PlannedSequence> {
         self.seqs.iter().filter(|s| s.samples)
@@ -110,10 +120,10 @@ impl Plan {
     }
 
     pub(crate) fn push(&mut self, segment: &Segment) {
-        let Segment { tokens, range, logits, blocks, block_tokens } = segment;
+        let Segment { tokens, drawn, range, logits, blocks, block_tokens } = segment;
         let first_row = self.tokens.len();
         for position in range.clone() {
-            self.tokens.push(tokens[position] as i32);
+            self.tokens.push(tokens.get(position).map_or(*drawn, |&token| token as i32));
             self.positions.push(position as i32);
             self.slots.push((blocks[position / block_tokens] as usize * block_tokens + position % block_tokens) as i32);
         }

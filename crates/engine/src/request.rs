@@ -141,7 +141,7 @@ impl Request {
     }
 
     /// The part for the scheduler, of a validated request.
-    pub(crate) fn into_sequence(self, end_tokens: &[u32]) -> NewSequence {
+    pub(crate) fn into_sequence(self, end_tokens: &[u32], tag: usize) -> NewSequence {
         let mut stop_tokens = self.stop_tokens;
         if !self.ignore_eos {
             stop_tokens.extend_from_slice(end_tokens);
@@ -152,6 +152,7 @@ impl Request {
             stop_tokens,
             priority: self.priority,
             on_context_full: self.on_context_full,
+            tag,
         }
     }
 }

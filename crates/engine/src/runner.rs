@@ -1,114 +1,170 @@
-//! Carries plans to the device. Owns the KV cache and every buffer; nothing is allocated after [`Runner::new`].
+//! Carries plans to the device. Owns the KV cache and every buffer; nothing is allocated after [`Runner::new`] but the graphs
+//! of decode steps, each when its size comes up for the second time.
+//!
+//! A step is one copy of index arrays to fixed places, the forward pass, sampling, and the start of a copy back. Decode steps
+//! are padded to a size of [`crate::graphs`], so that few graphs serve all of them: a padded row computes token 0 without
+//! context, writes no keys, and what it draws is ignored.
 
 use std::sync::Arc;
 
 use ferrum_kernels::{
-    Backend, DType, Tensor,
+    Backend, DType, Graph, Readback, Tensor,
     ops::{Sample, SampleParams},
 };
 use ferrum_models::{Batch, KvCache, Model, Scratch, Step};
 
 use crate::{
     error::Result,
+    graphs::{Graphs, Shape},
     options::{INDEX_ALIGN, Sizes},
     plan::Plan,
+    scheduler::MAX_UNDER_WAY,
 };
 
 /// See the module's documentation.
 pub(crate) struct Runner {
+    device: Device,
+    /// Of decode steps; `None`: this backend has none
+    graphs: Option<Graphs>,
+    staging: Vec<i32>,
+    /// Tokens of steps under way, in the order they were issued
+    landing: [Landing; MAX_UNDER_WAY],
+    issued: usize,
+    landed: usize,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+/// What a graph refers to.
+struct Device {
     backend: Arc<dyn Backend>,
     model: Arc<dyn Model>,
     kv: KvCache,
     scratch: Scratch,
     /// `[index_elements]` I32: all arrays of a step, one behind the other, so that one copy brings them
     index: Tensor,
-    staging: Vec<i32>,
     /// `[max_seqs, size_of::<SampleParams>()]` U8
     params: Tensor,
     /// as `params`, each row [`SampleParams::GREEDY`]
     greedy: Tensor,
-    /// `[max_seqs]` I32
+    /// `[max_seqs]` I32: what the last step drew
     drawn: Tensor,
-    host_drawn: Vec<i32>,
-    tokens: Vec<u32>,
-    logits: Vec<f32>,
+}
+
+struct Landing {
+    readback: Box<dyn Readback>,
+    rows: usize,
+}
+
+/// The drawing at the end of a step.
+#[derive(Clone, Copy)]
+enum Draw<'a> {
+    /// All rows greedy, without penalties
+    Greedy,
+    /// By the parameters that were uploaded
+    Params(Option<&'a Tensor>),
 }
 
 impl Runner {
     /// # Errors
     /// When memory is short.
-    pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, sizes: &Sizes, kv_dtype: DType) -> Result<Self> {
+    pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, sizes: &Sizes) -> Result<Self> {
         let info = model.info();
         let params_shape = [sizes.max_seqs, size_of::<SampleParams>()];
         let greedy = backend.zeros(DType::U8, &params_shape)?;
         backend.upload(&greedy, bytemuck::cast_slice(&vec![SampleParams::GREEDY; sizes.max_seqs]))?;
+        let landing =
+            || -> Result<Landing> { Ok(Landing { readback: backend.readback(sizes.max_seqs * DType::I32.block_bytes())?, rows: 0 }) };
         Ok(Self {
-            kv: KvCache::new(&*backend, info, kv_dtype, sizes.blocks, sizes.block_tokens)?,
-            scratch: Scratch::new(&*backend, info, sizes.max_step_tokens, sizes.max_logit_rows)?,
-            index: backend.zeros(DType::I32, &[sizes.index_elements()])?,
+            graphs: backend.is_asynchronous().then(|| Graphs::new(sizes)),
             staging: Vec::with_capacity(sizes.index_elements()),
-            params: backend.zeros(DType::U8, &params_shape)?,
-            greedy,
-            drawn: backend.zeros(DType::I32, &[sizes.max_seqs])?,
-            host_drawn: Vec::with_capacity(sizes.max_seqs),
+            landing: [landing()?, landing()?],
+            issued: 0,
+            landed: 0,
             tokens: Vec::with_capacity(sizes.max_seqs),
             logits: vec![0.0; info.vocab],
-            backend,
-            model,
+            device: Device {
+                kv: KvCache::new(&*backend, info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens)?,
+                scratch: Scratch::new(&*backend, info, sizes.max_step_tokens, sizes.max_logit_rows)?,
+                index: backend.zeros(DType::I32, &[sizes.index_elements()])?,
+                params: backend.zeros(DType::U8, &params_shape)?,
+                greedy,
+                drawn: backend.zeros(DType::I32, &[sizes.max_seqs])?,
+                backend,
+                model,
+            },
         })
     }
 
     pub fn backend(&self) -> &dyn Backend {
-        &*self.backend
+        &*self.device.backend
     }
 
     pub fn model(&self) -> &dyn Model {
-        &*self.model
+        &*self.device.model
     }
 
-    /// Computes a step. The logits that the plan asks for are in the first rows of the logits buffer afterwards.
+    /// Issues a step: `params` are those of its sampled rows. [`Runner::wait`] brings its tokens.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward(&mut self, plan: &Plan) -> Result<()> {
-        let batch = self.upload(plan)?;
-        let (kv, scratch) = (&self.kv, &self.scratch);
-        self.model.forward(&mut Step { backend: &*self.backend, batch: &batch, kv, scratch, tap: None })?;
+    pub fn issue(&mut self, plan: &Plan, params: &[SampleParams], counts: Option<&Tensor>) -> Result<()> {
+        let rows = params.len();
+        let greedy = params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
+        if !greedy {
+            self.device.backend.upload(&self.device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
+        }
+        let draw = if greedy { Draw::Greedy } else { Draw::Params(counts) };
+        if plan.is_decode() && self.graphs.is_some() {
+            self.issue_decode(plan, draw)?;
+        } else {
+            let batch = self.upload(plan, None)?;
+            self.device.forward(&batch)?;
+            self.device.sample(rows, draw)?;
+        }
+        let landing = &mut self.landing[self.issued % MAX_UNDER_WAY];
+        landing.rows = rows;
+        if rows > 0 {
+            landing.readback.start(&self.device.drawn.narrow(0, 0, rows))?;
+        }
+        self.issued += 1;
         Ok(())
     }
 
-    /// Draws one token from each of the first `params.len()` rows of logits.
+    /// Waits for the first issued step that nobody has waited for. Its tokens are [`Runner::tokens`] then.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn sample(&mut self, params: &[SampleParams], counts: Option<&Tensor>) -> Result<()> {
-        let rows = params.len();
+    pub fn wait(&mut self) -> Result<()> {
         self.tokens.clear();
-        if rows == 0 {
+        debug_assert!(self.landed < self.issued);
+        let Landing { readback, rows } = &mut self.landing[self.landed % MAX_UNDER_WAY];
+        self.landed += 1;
+        if *rows == 0 {
             return Ok(());
         }
-        let plain = params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
-        let device_params = if plain { &self.greedy } else { &self.params }.narrow(0, 0, rows);
-        if !plain {
-            self.backend.upload(&device_params, bytemuck::cast_slice(params))?;
-        }
-        let out = self.drawn.narrow(0, 0, rows);
-        let logits = self.scratch.logits.narrow(0, 0, rows);
-        self.backend.sample(&Sample { logits: &logits, params: &device_params, counts: counts.filter(|_| !plain), out: &out })?;
-        self.host_drawn.resize(rows, 0);
-        self.backend.download(&out, bytemuck::cast_slice_mut(&mut self.host_drawn))?;
         let vocab = self.logits.len();
-        for &token in &self.host_drawn {
+        for token in readback.wait()?.as_chunks::<4>().0.iter().take(*rows) {
+            let token = i32::from_ne_bytes(*token);
             let valid = u32::try_from(token).ok().filter(|&t| (t as usize) < vocab);
             self.tokens.push(valid.ok_or_else(|| ferrum_kernels::Error::Device {
-                backend: self.backend.name(),
+                backend: self.device.backend.name(),
                 reason: format!("token {token} was drawn from a vocabulary of {vocab}"),
             })?);
         }
         Ok(())
     }
 
-    /// The tokens that the last call of [`Runner::sample`] drew.
+    /// Issues the forward pass alone. The logits that the plan asks for are in the first rows of the logits buffer afterwards.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn forward(&mut self, plan: &Plan) -> Result<()> {
+        let batch = self.upload(plan, None)?;
+        self.device.forward(&batch)
+    }
+
+    /// The tokens that the last call of [`Runner::wait`] brought.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -118,30 +174,110 @@ impl Runner {
     /// # Errors
     /// When the device fails.
     pub fn read_logits(&mut self, row: usize) -> Result<&[f32]> {
-        self.backend.download(&self.scratch.logits.narrow(0, row, 1), bytemuck::cast_slice_mut(&mut self.logits))?;
+        let row = self.device.scratch.logits.narrow(0, row, 1);
+        self.device.backend.download(&row, bytemuck::cast_slice_mut(&mut self.logits))?;
         Ok(&self.logits)
     }
 
-    fn upload(&mut self, plan: &Plan) -> Result<Batch> {
-        let staging = &mut self.staging;
+    /// A decode step from its graph, where there is one.
+    fn issue_decode(&mut self, plan: &Plan, draw: Draw) -> Result<()> {
+        let Some(graphs) = &self.graphs else { return Ok(()) };
+        let shape = graphs.shape(plan.tokens.len(), plan.table_width, matches!(draw, Draw::Greedy));
+        let batch = self.upload(plan, Some(shape))?;
+        let device = &self.device;
+        // What draws by parameters depends on more than the shape, so that it stays outside.
+        let in_graph = || {
+            device.forward(&batch)?;
+            if shape.greedy { device.sample(shape.rows, Draw::Greedy) } else { Ok(()) }
+        };
+        if let Some(graphs) = &mut self.graphs {
+            match graphs.find(shape, || record(&*device.backend, &in_graph))? {
+                Some(graph) => graph.replay()?,
+                None => in_graph()?,
+            }
+        }
+        if shape.greedy { Ok(()) } else { device.sample(plan.tokens.len(), draw) }
+    }
+
+    /// Copies the plan's arrays to the device, padded to `shape` if there is one.
+    fn upload(&mut self, plan: &Plan, shape: Option<Shape>) -> Result<Batch> {
+        let (staging, index) = (&mut self.staging, &self.device.index);
         staging.clear();
-        let mut place = |array: &[i32]| {
+        let seqs = plan.context_lens.len();
+        let (more, width) = shape.map_or((0, plan.table_width), |s| (s.rows - seqs, s.width));
+        let mut place = |array: &[i32], padding: i32| {
             let start = staging.len();
             staging.extend_from_slice(array);
+            staging.resize(staging.len() + more, padding);
+            let len = staging.len() - start;
             staging.resize(staging.len().next_multiple_of(INDEX_ALIGN), 0);
-            self.index.narrow(0, start, array.len())
+            index.narrow(0, start, len)
         };
-        let batch = Batch {
-            tokens: place(&plan.tokens),
-            positions: place(&plan.positions),
-            slots: place(&plan.slots),
-            cu_seqlens: place(&plan.cu_seqlens),
-            context_lens: place(&plan.context_lens),
-            block_tables: place(&plan.block_tables).reshape(&[plan.context_lens.len(), plan.table_width]),
-            logit_rows: place(&plan.logit_rows),
-            max_query_len: plan.max_query_len,
+        let tokens = place(&plan.tokens, 0);
+        let positions = place(&plan.positions, 0);
+        let slots = place(&plan.slots, -1);
+        let context_lens = place(&plan.context_lens, 0);
+        let start = staging.len();
+        // Padded sequences and logits have one row each, in order.
+        staging.extend_from_slice(&plan.cu_seqlens);
+        staging.extend((seqs + 1..=seqs + more).map(|row| row as i32));
+        let cu_seqlens = index.narrow(0, start, seqs + more + 1);
+        staging.resize(staging.len().next_multiple_of(INDEX_ALIGN), 0);
+        let start = staging.len();
+        staging.extend_from_slice(&plan.logit_rows);
+        staging.extend((seqs..seqs + more).map(|row| row as i32));
+        let logit_rows = index.narrow(0, start, plan.logit_rows.len() + more);
+        staging.resize(staging.len().next_multiple_of(INDEX_ALIGN), 0);
+        let start = staging.len();
+        for table in plan.block_tables.chunks_exact(plan.table_width.max(1)) {
+            staging.extend_from_slice(table);
+            staging.resize(staging.len() + width - plan.table_width, 0);
+        }
+        staging.resize(start + (seqs + more) * width, 0);
+        let block_tables = index.narrow(0, start, (seqs + more) * width).reshape(&[seqs + more, width]);
+        self.device.backend.upload(&index.narrow(0, 0, staging.len()), bytemuck::cast_slice(staging))?;
+        let drawn = self.device.drawn.clone();
+        let max_query_len = plan.max_query_len;
+        Ok(Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len })
+    }
+}
+
+impl Device {
+    fn forward(&self, batch: &Batch) -> Result<()> {
+        let (kv, scratch) = (&self.kv, &self.scratch);
+        self.model.forward(&mut Step { backend: &*self.backend, batch, kv, scratch, tap: None })?;
+        Ok(())
+    }
+
+    /// Draws one token from each of the first `rows` rows of logits.
+    fn sample(&self, rows: usize, draw: Draw) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let (params, counts) = match draw {
+            Draw::Greedy => (&self.greedy, None),
+            Draw::Params(counts) => (&self.params, counts),
         };
-        self.backend.upload(&self.index.narrow(0, 0, self.staging.len()), bytemuck::cast_slice(&self.staging))?;
-        Ok(batch)
+        let [logits, params, out] = [&self.scratch.logits, params, &self.drawn].map(|t| t.narrow(0, 0, rows));
+        Ok(self.backend.sample(&Sample { logits: &logits, params: &params, counts, out: &out })?)
+    }
+}
+
+/// A graph of what `issue` issues; `None` when the backend has no graphs.
+fn record(backend: &dyn Backend, issue: &dyn Fn() -> Result<()>) -> Result<Option<Arc<dyn Graph>>> {
+    let mut failed = None;
+    let graph = backend.capture(&mut || {
+        issue().map_err(|error| match error {
+            crate::Error::Kernel(error) => error,
+            other => {
+                let reason = other.to_string();
+                failed = Some(other);
+                ferrum_kernels::Error::Device { backend: backend.name(), reason }
+            }
+        })
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(graph?),
     }
 }

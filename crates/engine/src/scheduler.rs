@@ -5,6 +5,11 @@
 //! lowest-ranked running sequence gives its blocks back and waits to be computed anew; what it computed stays in the prefix
 //! cache for as long as nobody needs the room. A sequence never takes blocks from one ranked above it, so the first
 //! always moves.
+//!
+//! Steps may overlap: the next one can be planned before the tokens of the last are known. Its decodes then compute a token
+//! that is only a place in the step before ([`Plan::tokens`]), and plans are committed in the order they were made. A
+//! sequence that turns out to have ended has one row too many in the step under way; nobody misses it. Blocks that a step
+//! under way still writes may be given away at once, because the device runs steps in order.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +17,7 @@ use crate::{
     block_pool::{BlockId, BlockPool, Prefix},
     error::SubmitError,
     plan::{Plan, PlannedSequence, RequestId, Segment},
-    sequence::{ContextFull, FinishReason, Finished, NewSequence, Rank, Sequence},
+    sequence::{ContextFull, FinishReason, Finished, Leaving, NewSequence, Rank, Sequence},
 };
 
 /// Sizes that do not change while an engine lives.
@@ -32,6 +37,7 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub id: RequestId,
+    pub tag: usize,
     /// Index among the step's sampled tokens
     pub row: usize,
     /// The new token; `None` when it was a stop token
@@ -59,20 +65,35 @@ pub struct Scheduler {
     waiting: BTreeMap<Rank, Sequence>,
     /// Ascending by rank
     running: Vec<Sequence>,
+    /// Plans that are not committed
+    under_way: usize,
     next_id: u64,
     counts: Counts,
-    /// The last plan's buffers
-    spare: Plan,
+    /// Buffers of earlier plans
+    spare: Vec<Plan>,
+    /// Of a commit: those who stay
+    staying: Vec<Sequence>,
 }
+
+/// Plans that may be under way, the one being made included.
+pub(crate) const MAX_UNDER_WAY: usize = 2;
 
 impl Scheduler {
     /// `limits.max_context` is cut to what the pool holds, so that every admitted request can be finished.
     pub fn new(limits: Limits, pool: BlockPool) -> Self {
         let max_context = limits.max_context.min(pool.blocks().saturating_mul(pool.block_tokens()));
         let limits = Limits { max_context, max_step_tokens: limits.max_step_tokens.max(limits.max_seqs), ..limits };
-        let running = Vec::with_capacity(limits.max_seqs);
-        let (counts, spare) = (Counts::default(), Plan::for_steps(&limits, pool.block_tokens()));
-        Self { limits, pool, waiting: BTreeMap::new(), running, next_id: 0, counts, spare }
+        Self {
+            running: Vec::with_capacity(limits.max_seqs),
+            staying: Vec::with_capacity(limits.max_seqs),
+            spare: (0..MAX_UNDER_WAY).map(|_| Plan::for_steps(&limits, pool.block_tokens())).collect(),
+            waiting: BTreeMap::new(),
+            under_way: 0,
+            next_id: 0,
+            counts: Counts::default(),
+            limits,
+            pool,
+        }
     }
 
     pub fn limits(&self) -> &Limits {
@@ -126,26 +147,47 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Removes a request and frees its blocks at once; `None` when there is no such request.
-    pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
-        if let Some(index) = self.running.iter().position(|s| s.id() == id) {
-            return Some(self.finish(index, FinishReason::Cancelled, None));
-        }
-        let rank = self.waiting.keys().find(|rank| rank.id == id).copied()?;
-        Some(self.waiting.remove(&rank)?.finished(FinishReason::Cancelled, None))
+    /// Removes a request and frees its blocks at once; its tag and end, or `None` when there is no such request.
+    pub fn cancel(&mut self, id: RequestId) -> Option<(usize, Finished)> {
+        let mut s = if let Some(index) = self.running.iter().position(|s| s.id() == id) {
+            self.running.remove(index)
+        } else {
+            let rank = self.waiting.keys().find(|rank| rank.id == id).copied()?;
+            self.waiting.remove(&rank)?
+        };
+        give_back(&mut self.pool, &mut s);
+        Some((s.tag, s.finished(FinishReason::Cancelled, None)))
     }
 
-    /// Decides on the next step. It is empty only when there is nothing to do. [`Scheduler::commit`] or
-    /// [`Scheduler::abort`] takes the plan back.
+    /// Whether the steps under way must be committed before the next one is planned, because somebody may have to lose its
+    /// blocks.
+    pub fn must_wait(&self) -> bool {
+        if self.under_way == 0 {
+            return false;
+        }
+        let block_tokens = self.pool.block_tokens();
+        let needed = |s: &Sequence| {
+            let end = s.next() + s.remaining().min(self.limits.max_step_tokens);
+            end.div_ceil(block_tokens).saturating_sub(s.blocks.len())
+        };
+        let going_on = self.running.iter().filter(|s| !s.is_ending(self.limits.max_context));
+        going_on.map(needed).sum::<usize>() > self.pool.available()
+    }
+
+    /// Decides on the next step. It is empty when there is nothing to do before a step under way is committed, or at all.
+    /// [`Scheduler::commit`] or [`Scheduler::abort`] takes the plan back. At most two are out at a time, and while one is,
+    /// [`Scheduler::must_wait`] must have said no.
     pub fn plan(&mut self) -> Plan {
-        let mut plan = std::mem::take(&mut self.spare);
+        debug_assert!(!self.must_wait());
+        let mut plan = self.spare.pop().unwrap_or_default();
         plan.preempted.clear();
+        let max_context = self.limits.max_context;
         let mut budget = self.limits.max_step_tokens;
         for decodes in [true, false] {
             let mut index = 0;
             while index < self.running.len() {
                 let sequence = &self.running[index];
-                if sequence.planned == 0 && (sequence.remaining() == 1) == decodes {
+                if sequence.planned == 0 && !sequence.is_ending(max_context) && (sequence.remaining() == 1) == decodes {
                     self.schedule(index, &mut budget, &mut plan.preempted);
                 }
                 index += 1;
@@ -157,33 +199,59 @@ impl Scheduler {
             self.schedule(index, &mut budget, &mut plan.preempted);
         }
         self.fill(&mut plan);
+        self.under_way += 1;
         plan
     }
 
     /// Takes in what the step computed. `tokens` are the sampled tokens in the order of [`Plan::sampling`].
     pub fn commit(&mut self, plan: Plan, tokens: &[u32], outcomes: &mut Vec<Outcome>) {
         debug_assert_eq!(tokens.len(), plan.sampling().count());
-        let mut sampled = tokens.iter().copied().enumerate();
+        let (mut sampled, mut index, mut leave) = (tokens.iter().copied().enumerate(), 0, false);
         for planned in &plan.seqs {
             let token = if planned.samples { sampled.next() } else { None };
-            let Some(index) = self.running.iter().position(|s| s.id() == planned.id) else { continue };
-            self.advance(index);
+            let Some(s) = find(&mut self.running, &mut index, planned) else { continue };
+            advance(&mut self.pool, s, planned.tokens);
+            self.counts.computed_tokens += planned.tokens as u64;
             if let Some((row, token)) = token {
-                outcomes.push(self.append(index, row, token));
+                let outcome = self.append(index, row, token);
+                leave |= self.running[index].leaving.is_some();
+                outcomes.push(outcome);
             }
         }
-        self.spare = plan;
+        self.take_back(plan, leave);
     }
 
     /// Takes back a plan whose step failed; its sequences end.
     pub fn abort(&mut self, plan: Plan, outcomes: &mut Vec<Outcome>) {
+        let mut index = 0;
         for (row, planned) in plan.seqs.iter().enumerate() {
-            if let Some(index) = self.running.iter().position(|s| s.id() == planned.id) {
-                let finished = Some(self.finish(index, FinishReason::Failed, None));
-                outcomes.push(Outcome { id: planned.id, row, token: None, finished });
+            if let Some(s) = find(&mut self.running, &mut index, planned) {
+                give_back(&mut self.pool, s);
+                s.leaving = Some(Leaving::Finished);
+                let finished = Some(s.finished(FinishReason::Failed, None));
+                outcomes.push(Outcome { id: planned.id, tag: planned.tag, row, token: None, finished });
             }
         }
-        self.spare = plan;
+        self.take_back(plan, true);
+    }
+
+    /// Ends a plan; `leave`: there are sequences that do not run any more.
+    fn take_back(&mut self, plan: Plan, leave: bool) {
+        self.under_way -= 1;
+        self.spare.push(plan);
+        if !leave {
+            return;
+        }
+        for mut s in self.running.drain(..) {
+            match s.leaving.take() {
+                None => self.staying.push(s),
+                Some(Leaving::Waiting) => {
+                    self.waiting.insert(s.rank, s);
+                }
+                Some(Leaving::Finished) => {}
+            }
+        }
+        std::mem::swap(&mut self.running, &mut self.staying);
     }
 
     /// Blocks for work outside of any sequence, all or none. They go back through [`Scheduler::return_blocks`].
@@ -213,10 +281,13 @@ impl Scheduler {
         let ensure = |ok: bool, what: String| if ok { Ok(()) } else { Err(what) };
         let mut users = vec![0; self.pool.blocks()];
         for s in &self.running {
-            let (id, len, room) = (s.id(), s.tokens.len(), s.blocks.len() * self.pool.block_tokens());
-            ensure(s.computed < len && s.computed <= room, format!("{id}: {} of {len} computed, room for {room}", s.computed))?;
-            ensure(len < self.limits.max_context, format!("{id}: {len} tokens"))?;
-            ensure(s.planned == 0, format!("{id} is planned between steps"))?;
+            let (id, len, next, room) = (s.id(), s.len(), s.next(), s.blocks.len() * self.pool.block_tokens());
+            ensure(next < len && next <= room, format!("{id}: {next} of {len} tokens computed or under way, room for {room}"))?;
+            ensure(s.computed < s.tokens.len(), format!("{id}: {} of {} known tokens computed", s.computed, s.tokens.len()))?;
+            ensure(s.tokens.len() < self.limits.max_context && len <= self.limits.max_context, format!("{id}: {len} tokens"))?;
+            ensure(s.planned == 0 && s.leaving.is_none(), format!("{id} is planned or leaving between steps"))?;
+            ensure(s.drawn <= self.under_way, format!("{id}: {} tokens drawn by {} steps under way", s.drawn, self.under_way))?;
+            ensure(self.under_way > 0 || s.in_flight == 0, format!("{id}: {} tokens under way in no step", s.in_flight))?;
             s.blocks.iter().for_each(|&b| users[b as usize] += 1);
         }
         for (block, &users) in (0u32..).zip(&users) {
@@ -225,35 +296,36 @@ impl Scheduler {
         }
         ensure(self.running.is_sorted_by_key(|s| s.rank), "running sequences are out of order".into())?;
         ensure(self.running.len() <= self.limits.max_seqs, format!("{} sequences run", self.running.len()))?;
-        let idle = self.waiting.values().all(|s| s.blocks.is_empty() && s.computed == 0 && s.planned == 0);
+        ensure(self.under_way + self.spare.len() == MAX_UNDER_WAY, format!("{} plans are under way", self.under_way))?;
+        let idle = self.waiting.values().all(|s| s.blocks.is_empty() && s.next() == 0 && s.planned == 0 && s.drawn == 0);
         ensure(idle, "a waiting sequence holds blocks".into())
     }
 
     /// Plans as many tokens of a running sequence as budget and blocks allow.
-    fn schedule(&mut self, index: usize, budget: &mut usize, preempted: &mut Vec<RequestId>) {
+    fn schedule(&mut self, index: usize, budget: &mut usize, preempted: &mut Vec<usize>) {
         let block_tokens = self.pool.block_tokens();
         let sequence = &self.running[index];
-        let end = sequence.computed + sequence.remaining().min(*budget);
+        let end = sequence.next() + sequence.remaining().min(*budget);
         while self.running[index].blocks.len() * block_tokens < end {
             if let Some(block) = self.pool.allocate() {
                 self.running[index].blocks.push(block);
-            } else if self.running.len() > index + 1 {
+            } else if self.under_way == 0 && self.running.len() > index + 1 {
                 *budget += self.preempt(preempted);
             } else {
                 break;
             }
         }
         let sequence = &mut self.running[index];
-        sequence.planned = end.min(sequence.blocks.len() * block_tokens) - sequence.computed;
+        sequence.planned = end.min(sequence.blocks.len() * block_tokens).saturating_sub(sequence.next());
         *budget -= sequence.planned;
     }
 
     /// Sends the last running sequence back to the queue and returns how many tokens were planned for it.
-    fn preempt(&mut self, preempted: &mut Vec<RequestId>) -> usize {
+    fn preempt(&mut self, preempted: &mut Vec<usize>) -> usize {
         let Some(mut sequence) = self.running.pop() else { return 0 };
         let planned = sequence.planned;
-        self.give_back(&mut sequence);
-        preempted.push(sequence.id());
+        give_back(&mut self.pool, &mut sequence);
+        preempted.push(sequence.tag);
         self.counts.preemptions += 1;
         self.waiting.insert(sequence.rank, sequence);
         planned
@@ -263,7 +335,7 @@ impl Scheduler {
     /// running and one more block for each of them, and returns its index.
     fn admit(&mut self) -> Option<usize> {
         let block_tokens = self.pool.block_tokens();
-        let missing = |s: &Sequence| s.tokens.len().div_ceil(block_tokens).saturating_sub(s.blocks.len());
+        let missing = |s: &Sequence| s.len().div_ceil(block_tokens).saturating_sub(s.blocks.len());
         let promised = self.running.iter().map(|s| missing(s) + 1).sum::<usize>();
         let mut entry = self.waiting.first_entry()?;
         let sequence = entry.get_mut();
@@ -292,82 +364,97 @@ impl Scheduler {
         Some(index)
     }
 
-    fn fill(&self, plan: &mut Plan) {
+    fn fill(&mut self, plan: &mut Plan) {
         let block_tokens = self.pool.block_tokens();
-        let planned = || self.running.iter().filter(|s| s.planned > 0);
-        plan.begin(planned().map(|s| (s.computed + s.planned).div_ceil(block_tokens)).max().unwrap_or(0));
-        for s in planned() {
-            let end = s.computed + s.planned;
-            let samples = end == s.tokens.len();
+        let planned = self.running.iter().filter(|s| s.planned > 0);
+        plan.begin(planned.map(|s| (s.next() + s.planned).div_ceil(block_tokens)).max().unwrap_or(0));
+        let mut row = 0;
+        for s in self.running.iter_mut().filter(|s| s.planned > 0) {
+            let (start, end) = (s.next(), s.next() + s.planned);
+            let samples = end == s.len();
             plan.push(&Segment {
                 tokens: &s.tokens,
-                range: s.computed..end,
+                drawn: -1 - s.drawn_row as i32,
+                range: start..end,
                 logits: if samples { end - 1..end } else { end..end },
                 blocks: &s.blocks,
                 block_tokens,
             });
-            plan.seqs.push(PlannedSequence { id: s.id(), tokens: s.planned, samples, draw: s.prompt_len + s.generated });
-        }
-    }
-
-    /// Counts the planned tokens of a running sequence as computed and caches the blocks they filled.
-    fn advance(&mut self, index: usize) {
-        let block_tokens = self.pool.block_tokens();
-        let s = &mut self.running[index];
-        let whole = s.computed / block_tokens;
-        self.counts.computed_tokens += s.planned as u64;
-        s.computed += std::mem::take(&mut s.planned);
-        for block in whole..s.computed / block_tokens {
-            s.prefix = self.pool.store(s.blocks[block], s.prefix, &s.tokens[block * block_tokens..][..block_tokens]);
+            let draw = s.prompt_len + s.generated + s.drawn;
+            plan.seqs.push(PlannedSequence { id: s.id(), tag: s.tag, rank: s.rank, tokens: s.planned, samples, draw });
+            s.in_flight += std::mem::take(&mut s.planned);
+            if samples {
+                (s.drawn, s.drawn_row) = (s.drawn + 1, row);
+                row += 1;
+            }
         }
     }
 
     /// Gives a running sequence its next token.
     fn append(&mut self, index: usize, row: usize, token: u32) -> Outcome {
-        let max_context = self.limits.max_context;
-        let s = &mut self.running[index];
-        let id = s.id();
+        let (s, max_context) = (&mut self.running[index], self.limits.max_context);
+        let (id, tag) = (s.id(), s.tag);
+        s.drawn -= 1;
         if s.stop_tokens.contains(&token) {
-            let finished = Some(self.finish(index, FinishReason::Stop, Some(token)));
-            return Outcome { id, row, token: None, finished };
+            let finished = Some(finish(&mut self.pool, s, FinishReason::Stop, Some(token)));
+            return Outcome { id, tag, row, token: None, finished };
         }
         s.tokens.push(token);
         s.generated += 1;
         self.counts.generated_tokens += 1;
         let finished = if s.generated >= s.max_tokens {
-            Some(self.finish(index, FinishReason::Length, None))
+            Some(finish(&mut self.pool, s, FinishReason::Length, None))
         } else if s.tokens.len() < max_context {
             None
         } else if let ContextFull::Shift { keep } = s.on_context_full {
-            let mut sequence = self.running.remove(index);
-            self.give_back(&mut sequence);
-            sequence.shift(keep);
+            give_back(&mut self.pool, s);
+            s.shift(keep);
+            s.leaving = Some(Leaving::Waiting);
             self.counts.context_shifts += 1;
-            self.waiting.insert(sequence.rank, sequence);
             None
         } else {
-            Some(self.finish(index, FinishReason::Context, None))
+            Some(finish(&mut self.pool, s, FinishReason::Context, None))
         };
-        Outcome { id, row, token: Some(token), finished }
+        Outcome { id, tag, row, token: Some(token), finished }
     }
+}
 
-    fn finish(&mut self, index: usize, reason: FinishReason, stop_token: Option<u32>) -> Finished {
-        let mut s = self.running.remove(index);
-        self.give_back(&mut s);
-        s.finished(reason, stop_token)
+/// The running sequence of a plan's entry, unless it has gone. `index` goes up through `running` as plans do, which are in
+/// the same order.
+fn find<'a>(running: &'a mut [Sequence], index: &mut usize, planned: &PlannedSequence) -> Option<&'a mut Sequence> {
+    while running.get(*index).is_some_and(|s| s.rank < planned.rank) {
+        *index += 1;
     }
+    running.get_mut(*index).filter(|s| s.rank == planned.rank)
+}
 
-    /// Returns all blocks of a sequence, last one first, and leaves what they hold in the cache.
-    fn give_back(&mut self, s: &mut Sequence) {
-        let block_tokens = self.pool.block_tokens();
-        let whole = s.computed / block_tokens;
-        while let Some(block) = s.blocks.pop() {
-            if s.blocks.len() == whole && !s.computed.is_multiple_of(block_tokens) {
-                self.pool.release_tail(block, s.prefix, &s.tokens[whole * block_tokens..s.computed]);
-            } else {
-                self.pool.release(block);
-            }
+/// Counts tokens under way as computed and caches the blocks they filled.
+fn advance(pool: &mut BlockPool, s: &mut Sequence, tokens: usize) {
+    let block_tokens = pool.block_tokens();
+    let whole = s.computed / block_tokens;
+    s.in_flight -= tokens;
+    s.computed += tokens;
+    for block in whole..s.computed / block_tokens {
+        s.prefix = pool.store(s.blocks[block], s.prefix, &s.tokens[block * block_tokens..][..block_tokens]);
+    }
+}
+
+fn finish(pool: &mut BlockPool, s: &mut Sequence, reason: FinishReason, stop_token: Option<u32>) -> Finished {
+    give_back(pool, s);
+    s.leaving = Some(Leaving::Finished);
+    s.finished(reason, stop_token)
+}
+
+/// Returns all blocks of a sequence, last one first, and leaves what they hold in the cache.
+fn give_back(pool: &mut BlockPool, s: &mut Sequence) {
+    let block_tokens = pool.block_tokens();
+    let whole = s.computed / block_tokens;
+    while let Some(block) = s.blocks.pop() {
+        if s.blocks.len() == whole && !s.computed.is_multiple_of(block_tokens) {
+            pool.release_tail(block, s.prefix, &s.tokens[whole * block_tokens..s.computed]);
+        } else {
+            pool.release(block);
         }
-        (s.computed, s.planned, s.prefix) = (0, 0, Prefix::EMPTY);
     }
+    (s.computed, s.planned, s.in_flight, s.drawn, s.prefix) = (0, 0, 0, 0, Prefix::EMPTY);
 }

@@ -51,7 +51,14 @@ impl Engine {
             let end = last.min(start + self.sizes.max_step_tokens).min(first_scored + self.sizes.max_logit_rows);
             let first_scored = first_scored.min(end);
             plan.begin(blocks.len());
-            plan.push(&Segment { tokens, range: start..end, logits: first_scored..end, blocks, block_tokens: self.sizes.block_tokens });
+            plan.push(&Segment {
+                tokens,
+                drawn: 0,
+                range: start..end,
+                logits: first_scored..end,
+                blocks,
+                block_tokens: self.sizes.block_tokens,
+            });
             self.runner.forward(&plan)?;
             for (row, position) in (first_scored..end).enumerate() {
                 let logits = self.runner.read_logits(row)?;

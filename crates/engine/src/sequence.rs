@@ -18,6 +18,8 @@ pub struct NewSequence {
     /// Lower values go first; equal ones in the order they came
     pub priority: i32,
     pub on_context_full: ContextFull,
+    /// What the caller knows it by; comes back in plans and outcomes
+    pub tag: usize,
 }
 
 /// What happens when prompt and answer have filled the context.
@@ -101,8 +103,14 @@ pub(crate) struct Sequence {
     pub blocks: Vec<BlockId>,
     /// What text the whole blocks among the computed tokens are
     pub prefix: Prefix,
-    /// Tokens to compute in the step that is planned; 0 outside of a step
+    /// Tokens to compute in the step that is being planned; 0 otherwise
     pub planned: usize,
+    /// Tokens in steps that are under way
+    pub in_flight: usize,
+    /// Tokens that steps under way draw, so that they are not in `tokens` yet
+    pub drawn: usize,
+    /// Where the last of them will be: its number among the tokens that step draws
+    pub drawn_row: usize,
     pub prompt_len: usize,
     pub generated: usize,
     /// Prompt tokens found in the cache at the first admission; `None` before it
@@ -110,6 +118,17 @@ pub(crate) struct Sequence {
     pub max_tokens: usize,
     pub stop_tokens: Vec<u32>,
     pub on_context_full: ContextFull,
+    pub tag: usize,
+    /// Set while a commit goes on and it has left the running ones
+    pub leaving: Option<Leaving>,
+}
+
+/// Where a sequence goes that does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    Finished,
+    /// Back to the queue, to be computed anew
+    Waiting,
 }
 
 impl Sequence {
@@ -122,11 +141,16 @@ impl Sequence {
             blocks: Vec::new(),
             prefix: Prefix::EMPTY,
             planned: 0,
+            in_flight: 0,
+            drawn: 0,
+            drawn_row: 0,
             generated: 0,
             reused: None,
             max_tokens: new.max_tokens,
             stop_tokens: new.stop_tokens,
             on_context_full: new.on_context_full,
+            tag: new.tag,
+            leaving: None,
         }
     }
 
@@ -134,9 +158,24 @@ impl Sequence {
         self.rank.id
     }
 
-    /// Tokens whose keys and values are missing; at least 1.
+    /// Tokens of the text, those included that steps under way draw.
+    pub fn len(&self) -> usize {
+        self.tokens.len() + self.drawn
+    }
+
+    /// The first token that is neither computed nor under way.
+    pub fn next(&self) -> usize {
+        self.computed + self.in_flight
+    }
+
+    /// Tokens to compute next; at least 1.
     pub fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.len() - self.next()
+    }
+
+    /// Whether the tokens under way end it, whichever they are.
+    pub fn is_ending(&self, max_context: usize) -> bool {
+        self.drawn > 0 && (self.generated + self.drawn >= self.max_tokens || self.len() >= max_context)
     }
 
     pub fn finished(&self, reason: FinishReason, stop_token: Option<u32>) -> Finished {

@@ -92,7 +92,7 @@ fn what_can_never_fit_is_refused_with_the_numbers() {
 #[test]
 fn a_failing_device_ends_only_the_requests_of_that_step() {
     let model = FakeModel::new();
-    let backend = Arc::new(TestBackend { block_tokens: 4, memory: 1 << 32 });
+    let backend = Arc::new(TestBackend { block_tokens: 4, memory: 1 << 32, asynchronous: false });
     let options = EngineOptions { max_context: Some(64), max_seqs: 1, kv_dtype: DType::F32, ..EngineOptions::default() };
     let mut engine = Engine::new(backend, model.clone(), options).unwrap();
     let lost = engine.submit(greedy((0..10).collect(), 20)).unwrap();
@@ -124,7 +124,7 @@ fn impossible_options_name_their_field() {
         ("end_tokens", EngineOptions { end_tokens: vec![VOCAB as u32], ..base }),
     ];
     for (wanted, options) in cases {
-        let backend = Arc::new(TestBackend { block_tokens: 4, memory: 1 << 32 });
+        let backend = Arc::new(TestBackend { block_tokens: 4, memory: 1 << 32, asynchronous: false });
         match Engine::new(backend, FakeModel::new(), options.clone()).err() {
             Some(Error::Option { field, .. }) => assert_eq!(field, wanted),
             other => panic!("{wanted}: {other:?} for {options:?}"),
@@ -156,11 +156,11 @@ fn a_plan_that_does_not_fit_is_refused_with_the_numbers() {
     let options = EngineOptions { max_context: Some(1024), kv_dtype: DType::F32, ..EngineOptions::default() };
     // Two layers of keys and values, four numbers of four bytes each.
     let per_token = 2 * 2 * 4 * 4;
-    let roomy = MemoryPlan::new(&info, 5000, &TestBackend { block_tokens: 4, memory: 1 << 30 }, &options).unwrap();
+    let roomy = MemoryPlan::new(&info, 5000, &TestBackend { block_tokens: 4, memory: 1 << 30, asynchronous: false }, &options).unwrap();
     assert_eq!((roomy.kv_bytes_per_token, roomy.kv_tokens, roomy.kv_bytes), (per_token, 1024, 1024 * per_token));
     assert_eq!(roomy.total_bytes, 5000 + roomy.kv_bytes + roomy.scratch_bytes);
     assert!(roomy.check().is_ok());
-    let backend = TestBackend { block_tokens: 4, memory: 5000 + roomy.scratch_bytes + 101 * per_token };
+    let backend = TestBackend { block_tokens: 4, memory: 5000 + roomy.scratch_bytes + 101 * per_token, asynchronous: false };
     let tight = MemoryPlan::new(&info, 5000, &backend, &options).unwrap();
     assert_eq!(tight.max_context_that_fits, 100);
     let message = tight.check().unwrap_err().to_string();

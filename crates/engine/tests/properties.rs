@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{VOCAB, engine, expected};
+use common::{VOCAB, engine, expected, overlapped_engine};
 use ferrum_engine::{ContextFull, EngineOptions, Event, FinishReason, Request, RequestId, SamplingParams, SubmitError};
 use proptest::{collection::vec, option, prelude::*};
 
@@ -86,10 +86,11 @@ fn world() -> impl Strategy<Value = World> {
     )
 }
 
-fn drive(world: World) -> Result<(), TestCaseError> {
+fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
     let max_context = world.options.max_context.unwrap();
     let max_step_tokens = world.options.max_step_tokens.unwrap();
-    let mut engine = engine(world.block_tokens, world.options);
+    let make = if overlapped { overlapped_engine } else { engine };
+    let mut engine = make(world.block_tokens, world.options);
     let mut arrivals = world.arrivals;
     arrivals.sort_by_key(|a| a.step);
     arrivals.reverse();
@@ -159,6 +160,11 @@ proptest! {
 
     #[test]
     fn everyone_gets_the_tokens_they_would_get_alone(world in world()) {
-        drive(world)?;
+        drive(world, false)?;
+    }
+
+    #[test]
+    fn and_also_when_steps_overlap(world in world()) {
+        drive(world, true)?;
     }
 }

@@ -17,6 +17,62 @@ pub struct DeviceInfo {
     pub threads: usize,
 }
 
+/// Operations that a backend has recorded. The memory they name must outlive it.
+pub trait Graph: Send + Sync + fmt::Debug {
+    /// Issues all of them again, on what is in that memory then.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn replay(&self) -> Result<()>;
+}
+
+/// Host memory that a tensor is copied to while the host goes on. One copy at a time.
+pub trait Readback: Send + fmt::Debug {
+    /// Issues a copy of a contiguous tensor, behind all operations issued so far.
+    ///
+    /// # Errors
+    /// When the tensor is larger than this was made for or not contiguous.
+    fn start(&mut self, src: &Tensor) -> Result<()>;
+
+    /// Waits for the copy, and not for what was issued behind it.
+    ///
+    /// # Errors
+    /// When an operation before the copy failed on the device.
+    fn wait(&mut self) -> Result<&[u8]>;
+}
+
+/// The [`Readback`] of a backend whose operations have run when they return: it copies at once.
+#[derive(Debug)]
+pub struct ImmediateReadback {
+    download: fn(&Tensor, &mut [u8]) -> Result<()>,
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl ImmediateReadback {
+    /// For tensors of up to `bytes`, copied by `download`.
+    pub fn new(bytes: usize, download: fn(&Tensor, &mut [u8]) -> Result<()>) -> Self {
+        Self { download, bytes: vec![0; bytes], used: 0 }
+    }
+}
+
+impl Readback for ImmediateReadback {
+    fn start(&mut self, src: &Tensor) -> Result<()> {
+        self.used = src.bytes();
+        let dst = self.bytes.get_mut(..self.used).ok_or_else(|| crate::Error::Value {
+            op: "readback",
+            arg: "src",
+            got: format!("{} bytes", src.bytes()),
+            requirement: "it must fit what the readback was made for",
+        })?;
+        (self.download)(src, dst)
+    }
+
+    fn wait(&mut self) -> Result<&[u8]> {
+        Ok(&self.bytes[..self.used])
+    }
+}
+
 /// A device with every operation the models need.
 ///
 /// Operations are issued in order and may finish later; [`Backend::download`] and [`Backend::synchronize`] wait. Every
@@ -45,13 +101,36 @@ pub trait Backend: Send + Sync + fmt::Debug {
         0
     }
 
+    /// Whether operations return before they have run. Then it pays to prepare a step while the device computes the one before,
+    /// and to replay a [`Graph`] instead of issuing the same operations again.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
+    /// Records the operations that `issue` issues, which do not run. It must not allocate, copy from or to the
+    /// host, or wait. `None`: this backend has no graphs, and `issue` was not called.
+    ///
+    /// # Errors
+    /// Those of `issue`, and when something in it cannot be recorded.
+    fn capture(&self, issue: &mut dyn FnMut() -> Result<()>) -> Result<Option<Arc<dyn Graph>>> {
+        let _ = issue;
+        Ok(None)
+    }
+
+    /// Host memory for copies of up to `bytes`.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>>;
+
     /// `bytes` of memory, zeroed.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>>;
 
-    /// Copies host bytes into a contiguous tensor.
+    /// Copies host bytes into a contiguous tensor, in the order of the operations. `src` is free again on return; few bytes do
+    /// not wait for the device.
     ///
     /// # Errors
     /// When the sizes differ or the tensor is not contiguous.

@@ -14,7 +14,7 @@ mod tensor;
 pub mod testkit;
 mod weight;
 
-pub use backend::{Backend, DeviceInfo};
+pub use backend::{Backend, DeviceInfo, Graph, ImmediateReadback, Readback};
 pub use contract::{Contract, DTypes};
 pub use dtype::DType;
 pub use error::{Error, Result};

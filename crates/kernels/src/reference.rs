@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    Backend, DType, DeviceInfo, PreparedWeight, Result, Storage, Tensor, Weight,
+    Backend, DType, DeviceInfo, ImmediateReadback, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     host::{self, HostStorage},
     ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
@@ -52,6 +52,10 @@ impl Backend for ReferenceBackend {
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         Ok(Arc::new(HostStorage::zeros(bytes)))
+    }
+
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>> {
+        Ok(Box::new(ImmediateReadback::new(bytes, host::read_bytes)))
     }
 
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {

@@ -44,8 +44,10 @@ impl ModelInfo {
 /// The tokens of one step and where they belong. Every tensor is I32 and cut to this step's sizes.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// `[tokens]`
+    /// `[tokens]`: ids; `−1 − n` stands for the `n`-th of `drawn`
     pub tokens: Tensor,
+    /// `[rows]`: what the step before drew, where that has not come to the host
+    pub drawn: Tensor,
     /// `[tokens]`
     pub positions: Tensor,
     /// `[tokens]`: where each token's keys and values go

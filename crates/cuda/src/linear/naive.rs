@@ -84,9 +84,11 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, data): (DType, &DeviceBu
 #[derive(Clone, Copy)]
 struct EmbedDenseParams {
     ids: DevicePtr,
+    drawn: DevicePtr,
     table: DevicePtr,
     out: DevicePtr,
     out_stride: i64,
+    drawn_rows: i32,
     vocab: i32,
     cols: i32,
     scale: f32,
@@ -103,9 +105,11 @@ pub(super) fn embed(cx: &Context, op: &Embed, dtype: DType, data: &DeviceBuffer)
     let [tokens, cols] = [op.out.shape()[0], op.out.shape()[1]];
     let params = EmbedDenseParams {
         ids: ptr(op.ids)?,
+        drawn: ptr_or_null(op.drawn)?,
         table: data.ptr(),
         out: ptr(op.out)?,
         out_stride: stride(op.out, 0),
+        drawn_rows: op.drawn.map_or(0, |d| d.shape()[0]) as i32,
         vocab: op.table.rows() as i32,
         cols: cols as i32,
         scale: op.scale,

@@ -13,7 +13,7 @@ use std::{
 
 use ferrum_engine::{ContextFull, Engine, EngineOptions, Event, FinishReason, Finished, Request, RequestId};
 use ferrum_kernels::{
-    Backend, DType, DeviceInfo, PreparedWeight, ReferenceBackend, Result, Storage, Tensor, Weight,
+    Backend, DType, DeviceInfo, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
     ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, SampleParams, Softcap},
 };
 use ferrum_models::{Model, ModelInfo, Step};
@@ -26,6 +26,8 @@ const HEAD_DIM: usize = 4;
 pub struct TestBackend {
     pub block_tokens: usize,
     pub memory: u64,
+    /// What it says of itself; in truth all has run at once
+    pub asynchronous: bool,
 }
 
 impl Backend for TestBackend {
@@ -46,6 +48,12 @@ impl Backend for TestBackend {
     }
     fn quantizes_activations(&self) -> bool {
         false
+    }
+    fn is_asynchronous(&self) -> bool {
+        self.asynchronous
+    }
+    fn readback(&self, bytes: usize) -> Result<Box<dyn Readback>> {
+        ReferenceBackend.readback(bytes)
     }
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {
         ReferenceBackend.alloc(bytes)
@@ -130,6 +138,8 @@ impl FakeModel {
         let [tokens, positions, slots, cu, lens, tables, picked] =
             [&batch.tokens, &batch.positions, &batch.slots, &batch.cu_seqlens, &batch.context_lens, &batch.block_tables, &batch.logit_rows]
                 .map(|t| b.read_i32(t).unwrap());
+        let drawn = b.read_i32(&batch.drawn)?;
+        let tokens: Vec<i32> = tokens.into_iter().map(|t| if t < 0 { drawn[(-1 - t) as usize] } else { t }).collect();
         let width = batch.block_tables.shape()[1];
         assert_eq!((cu[0], *cu.last().unwrap() as usize), (0, tokens.len()));
         let layer = &step.kv.layers[1];
@@ -139,6 +149,11 @@ impl FakeModel {
         for seq in 0..lens.len() {
             let (first, last, context) = (cu[seq] as usize, cu[seq + 1] as usize, lens[seq] as usize);
             longest = longest.max(last - first);
+            if context == 0 {
+                assert_eq!((last - first, tokens[first], slots[first]), (1, 0, -1), "a padded row");
+                logits.extend([0.0; VOCAB]);
+                continue;
+            }
             let slot = |t: usize| tables[seq * width + t / block_tokens] as usize * block_tokens + t % block_tokens;
             for row in first..last {
                 let position = context - (last - row);
@@ -242,8 +257,16 @@ pub fn expected(request: &Request, max_context: usize, end_tokens: &[u32]) -> (V
 }
 
 pub fn engine(block_tokens: usize, options: EngineOptions) -> Engine {
-    let backend = Arc::new(TestBackend { block_tokens, memory: 1 << 32 });
-    Engine::new(backend, FakeModel::new(), EngineOptions { kv_dtype: DType::F32, ..options }).unwrap()
+    engine_on(TestBackend { block_tokens, memory: 1 << 32, asynchronous: false }, options)
+}
+
+/// An engine whose steps overlap.
+pub fn overlapped_engine(block_tokens: usize, options: EngineOptions) -> Engine {
+    engine_on(TestBackend { block_tokens, memory: 1 << 32, asynchronous: true }, options)
+}
+
+fn engine_on(backend: TestBackend, options: EngineOptions) -> Engine {
+    Engine::new(Arc::new(backend), FakeModel::new(), EngineOptions { kv_dtype: DType::F32, ..options }).unwrap()
 }
 
 /// Runs one request to its end.

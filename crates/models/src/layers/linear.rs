@@ -56,7 +56,13 @@ impl Head {
     /// When the device fails.
     pub fn embed(&self, step: &mut Step) -> Result<()> {
         let residual = step.rows(&step.scratch.residual);
-        step.backend.embed(&ops::Embed { ids: &step.batch.tokens, table: &self.table, scale: self.scale, out: &residual })?;
+        step.backend.embed(&ops::Embed {
+            ids: &step.batch.tokens,
+            drawn: Some(&step.batch.drawn),
+            table: &self.table,
+            scale: self.scale,
+            out: &residual,
+        })?;
         step.tap(|| "embed".into(), &residual);
         Ok(())
     }
