@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ferrum_cpu::Simd;
 use ferrum_kernels::DType;
+use ferrum_models::DummyFormat;
 
 /// Runs language models on this machine.
 #[derive(Debug, Parser)]
@@ -221,15 +222,15 @@ pub struct BenchArgs {
     /// Tokens in the context before the prompt
     #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
     pub depth: usize,
-    /// Sequences at the same time
-    #[arg(short = 'b', long, value_name = "N", default_value_t = 1)]
-    pub batch: usize,
+    /// Sequences at the same time; several numbers, separated by commas, are measured one after the other
+    #[arg(short = 'b', long, value_name = "N,…", default_value = "1", value_delimiter = ',')]
+    pub batch: Vec<usize>,
     /// Measure random weights of this shape instead of a model
     #[arg(long, value_name = "CONFIG.json", conflicts_with = "model")]
     pub dummy_weights: Option<PathBuf>,
     /// Type of the random weights: q4_k_m, q8_0, bf16 or any weight type
     #[arg(long, value_name = "TYPE", default_value = "q4_k_m", value_parser = parse_quant, requires = "dummy_weights")]
-    pub quant: DType,
+    pub quant: DummyFormat,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -345,14 +346,13 @@ impl KvTypeArg {
     }
 }
 
-/// A weight dtype by the name users know. `q4_k_m` is the name of a mix; its matrices are mostly Q4_K.
-fn parse_quant(text: &str) -> Result<DType, String> {
-    let name = match text.to_ascii_lowercase().as_str() {
-        "q4_k_m" | "q4_k_s" => "q4_k".to_owned(),
-        "q5_k_m" | "q5_k_s" => "q5_k".to_owned(),
-        other => other.to_owned(),
-    };
-    DType::weights().find(|d| d.name().eq_ignore_ascii_case(&name)).ok_or_else(|| {
+/// `q4_k_m`, or a weight dtype for all matrices.
+fn parse_quant(text: &str) -> Result<DummyFormat, String> {
+    if text.eq_ignore_ascii_case("q4_k_m") {
+        return Ok(DummyFormat::Q4KM);
+    }
+    let dtype = DType::weights().find(|d| d.name().eq_ignore_ascii_case(text));
+    dtype.map(DummyFormat::Uniform).ok_or_else(|| {
         let known: Vec<_> = DType::weights().map(|d| d.name().to_ascii_lowercase()).collect();
         format!("it must be q4_k_m or one of {}", known.join(", "))
     })

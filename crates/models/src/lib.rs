@@ -4,7 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod config;
-pub mod dummy;
+mod dummy;
 mod error;
 pub mod families;
 pub mod files;
@@ -19,6 +19,7 @@ mod model;
 pub mod rope;
 pub mod text;
 
+pub use dummy::DummyFormat;
 pub use error::{Error, Result};
 pub use load::{Checkpoint, Inspection, TensorSummary, load_dummy, read_json};
 pub use model::{Batch, KvCache, Model, ModelInfo, Scratch, Step, Tap};

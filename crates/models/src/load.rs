@@ -7,12 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use ferrum_kernels::{Backend, DType};
+use ferrum_kernels::Backend;
 use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
     config::{Config, invalid},
+    dummy::{DummyFormat, DummySource},
     families::{self, Family},
     files::{FileError, Gguf, SafeTensors, TensorView, WeightFile},
     gguf_config,
@@ -179,15 +180,17 @@ impl Checkpoint {
     }
 }
 
-/// A model of a shape alone, for measuring: `config` is a `config.json`, `quant` the dtype of its matrices.
+/// A model of a shape alone, for measuring: `config` is a `config.json`, `format` the dtypes of its matrices.
 ///
 /// # Errors
 /// When the config cannot be honoured or the backend cannot take a weight.
-pub fn load_dummy(config: &Path, quant: DType, backend: &dyn Backend, context: usize) -> Result<(Arc<dyn Model>, u64)> {
+pub fn load_dummy(config: &Path, format: DummyFormat, backend: &dyn Backend, context: usize) -> Result<(Arc<dyn Model>, u64)> {
     let Value::Object(config) = read_json(config)? else { return Err(invalid("config.json", "not an object", "it must be an object")) };
     let model_type = config.get("model_type").and_then(Value::as_str).ok_or_else(|| Error::MissingKey { key: "model_type".into() })?;
     let family = families::by_model_type(model_type)?;
-    let source = crate::dummy::DummySource::new(quant);
+    let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+    let tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let source = DummySource::new(format, layers, tied);
     let model = (family.load)(&Loader::new(backend, Names::HuggingFace, &source), &Config::new(config), context)?;
     Ok((Arc::from(model), source.bytes()))
 }

@@ -1,15 +1,17 @@
 //! `ferrum bench`: prompt and generation speed of the engine that `ferrum run` uses.
 //!
-//! One repetition is one batch of requests with random prompts, greedy and going on behind the model's end tokens: `pp` is
-//! prompt tokens by the time until every sequence has its first token, `tg` the tokens after that by the rest of the time.
+//! One repetition is one batch of requests with random prompts, greedy and going on behind the model's end tokens, each
+//! for one token more than asked for: the first one belongs to the prompt. `pp` is prompt tokens by the time until every
+//! sequence has its first token, `tg` the tokens after that by the rest of the time. `output` is all generated tokens by
+//! the whole time. `decode` is the pure decode step: the median time of the steps that brought a token of every sequence and
+//! did nothing else.
 
-use std::{fmt::Write, fs, sync::Arc, time::Instant};
+use std::{collections::HashSet, fmt::Write, fs, sync::Arc, time::Instant};
 
 use anyhow::{anyhow, bail};
 use ferrum_engine::{Engine, Event, Request};
-use ferrum_kernels::DType;
 use ferrum_models::{Model, load_dummy};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     args::BenchArgs,
@@ -22,74 +24,136 @@ use crate::{
 struct Sample {
     prompt_tok_s: f64,
     generate_tok_s: f64,
+    output_tok_s: f64,
+    /// NaN when there was no pure decode step
+    decode_step_ms: f64,
     /// Until the first token of the first sequence
     ttft_s: f64,
 }
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    if args.prompt == 0 || args.generate == 0 || args.repetitions == 0 || args.batch == 0 {
+    if args.prompt == 0 || args.generate == 0 || args.repetitions == 0 || args.batch.contains(&0) {
         bail!("-p, -n, -r and -b must each be at least 1");
     }
     let started = Instant::now();
     let (mut engine, model) = engine(args)?;
     let load_s = started.elapsed().as_secs_f64();
-    let threads = engine.backend().device().threads;
+    let mut runs = Vec::new();
+    for &batch in &args.batch {
+        runs.push(measure(&mut engine, args, batch)?);
+    }
+    let device = engine.backend().device();
+    let peak = peak_rss_bytes();
+    if args.json {
+        let of_run = |run: &Run| {
+            let mut object = json!({
+                "model": model,
+                "backend": engine.backend().name(),
+                "device": device.name,
+                "threads": device.threads,
+                "depth": args.depth,
+                "load_s": load_s,
+                "peak_rss_bytes": peak.map_or(Value::Null, Value::from),
+            });
+            object.as_object_mut().into_iter().for_each(|o| o.extend(run.to_json(args)));
+            object
+        };
+        return output::json(&match &runs[..] {
+            [run] => of_run(run),
+            runs => runs.iter().map(of_run).collect(),
+        });
+    }
+    let mut text = format!("{model} on {} ({}), depth {}\n", engine.backend().name(), device.name, args.depth);
+    for run in &runs {
+        run.write(&mut text, args)?;
+    }
+    let peak = peak.map_or("unknown".to_owned(), output::bytes);
+    writeln!(text, "load {load_s:.2} s, peak memory {peak}")?;
+    Ok(output::text(&text)?)
+}
+
+/// The repetitions of one batch size.
+struct Run {
+    batch: usize,
+    samples: Vec<Sample>,
+    /// Of the host, on average
+    host_us_per_step: f64,
+}
+
+fn measure(engine: &mut Engine, args: &BenchArgs, batch: usize) -> anyhow::Result<Run> {
     let mut random = Random(0x5EED);
     let mut samples = Vec::with_capacity(args.repetitions);
+    let mut before = engine.stats();
     for i in 0..=args.repetitions {
         if output::status_visible() {
             eprint!("\x1b[2K\r{}", if i == 0 { "warm-up".to_owned() } else { format!("repetition {i} of {}", args.repetitions) });
         }
-        let sample = repetition(&mut engine, args, &mut random)?;
+        let sample = repetition(engine, args, batch, &mut random)?;
         if i > 0 {
             samples.push(sample);
+        } else {
+            before = engine.stats();
         }
     }
     if output::status_visible() {
         eprint!("\x1b[2K\r");
     }
-    let [pp, tg, ttft] = [|s: &Sample| s.prompt_tok_s, |s: &Sample| s.generate_tok_s, |s: &Sample| s.ttft_s].map(|f| spread(&samples, f));
-    let peak = peak_rss_bytes();
-    if args.json {
-        let speed = |n: usize, [min, median, max]: [f64; 3]| json!({"n": n, "tok_s": {"min": min, "median": median, "max": max}});
-        return output::json(&json!({
-            "model": model,
-            "backend": engine.backend().name(),
-            "device": engine.backend().device().name,
-            "threads": threads,
-            "depth": args.depth,
-            "batch": args.batch,
+    let after = engine.stats();
+    let host = after.host_time - before.host_time;
+    Ok(Run { batch, samples, host_us_per_step: host.as_secs_f64() * 1e6 / (after.steps - before.steps).max(1) as f64 })
+}
+
+impl Run {
+    /// Least, median and most of the repetitions.
+    fn spread(&self, value: impl Fn(&Sample) -> f64) -> [f64; 3] {
+        spread(&self.samples, value)
+    }
+
+    fn to_json(&self, args: &BenchArgs) -> Map<String, Value> {
+        let speed = |[min, median, max]: [f64; 3]| json!({"min": min, "median": median, "max": max});
+        let step_ms = self.spread(|s| s.decode_step_ms)[1];
+        let run = json!({
+            "batch": self.batch,
             "repetitions": args.repetitions,
-            "pp": speed(args.prompt, pp),
-            "tg": speed(args.generate, tg),
-            "load_s": load_s,
-            "ttft_s": ttft[1],
-            "peak_rss_bytes": peak.map_or(Value::Null, Value::from),
-        }));
+            "pp": {"n": args.prompt, "tok_s": speed(self.spread(|s| s.prompt_tok_s))},
+            "tg": {"n": args.generate, "tok_s": speed(self.spread(|s| s.generate_tok_s))},
+            "output": {"tok_s": speed(self.spread(|s| s.output_tok_s))},
+            "decode": {"step_ms": finite(step_ms), "tok_s": finite(1000.0 * self.batch as f64 / step_ms)},
+            "host_us_per_step": self.host_us_per_step,
+            "ttft_s": self.spread(|s| s.ttft_s)[1],
+        });
+        run.as_object().cloned().unwrap_or_default()
     }
-    let mut text = format!(
-        "{model} on {} ({}), depth {}, batch {}\n",
-        engine.backend().name(),
-        engine.backend().device().name,
-        args.depth,
-        args.batch
-    );
-    writeln!(text, "{:>8}  {:>10}  {:>10}  {:>10}  tok/s", "", "min", "median", "max")?;
-    for (name, n, [min, median, max]) in [("pp", args.prompt, pp), ("tg", args.generate, tg)] {
-        writeln!(text, "{:>8}  {min:>10.2}  {median:>10.2}  {max:>10.2}", format!("{name}{n}"))?;
+
+    fn write(&self, text: &mut String, args: &BenchArgs) -> std::fmt::Result {
+        writeln!(text, "{:>10}  {:>10}  {:>10}  {:>10}  tok/s", format!("batch {}", self.batch), "min", "median", "max")?;
+        let mut line = |name: String, [min, median, max]: [f64; 3], note: String| {
+            writeln!(text, "{name:>10}  {min:>10.2}  {median:>10.2}  {max:>10.2}{note}")
+        };
+        line(
+            format!("pp{}", args.prompt),
+            self.spread(|s| s.prompt_tok_s),
+            format!("  first token after {:.3} s", self.spread(|s| s.ttft_s)[1]),
+        )?;
+        line(format!("tg{}", args.generate), self.spread(|s| s.generate_tok_s), String::new())?;
+        line("output".into(), self.spread(|s| s.output_tok_s), String::new())?;
+        let step_ms = self.spread(|s| s.decode_step_ms);
+        if step_ms[1].is_finite() {
+            let [slow, median, fast] = [2, 1, 0].map(|n| 1000.0 * self.batch as f64 / step_ms[n]);
+            let note = format!("  steps of {:.3} ms, {:.0} µs of the host", step_ms[1], self.host_us_per_step);
+            line("decode".into(), [slow, median, fast], note)?;
+        }
+        Ok(())
     }
-    let peak = peak.map_or("unknown".to_owned(), output::bytes);
-    writeln!(text, "load {load_s:.2} s, first token after {:.3} s, peak memory {peak}", ttft[1])?;
-    Ok(output::text(&text)?)
 }
 
 fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
     let context = args.depth + args.prompt + args.generate + 2;
-    let need = Need { context: Some(context), sequences: Some(args.batch), ..Need::default() };
+    let need = Need { context: Some(context), sequences: args.batch.iter().copied().max(), ..Need::default() };
     if let Some(config) = &args.dummy_weights {
         let backend = open::backend(&args.engine)?;
         let (loaded, _bytes): (Arc<dyn Model>, u64) = load_dummy(config, args.quant, &*backend, context)?;
-        let model = format!("{} ({})", config.display(), DType::name(args.quant).to_ascii_lowercase());
+        let model = format!("{} ({})", config.display(), args.quant.name());
         let options = open::options(&args.engine, &*backend, &need, context);
         return Ok((Engine::new(backend, loaded, options)?, model));
     }
@@ -97,11 +161,11 @@ fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
     Ok((open::session(&model, &args.hub, &args.engine, &need)?.engine, model))
 }
 
-fn repetition(engine: &mut Engine, args: &BenchArgs, random: &mut Random) -> anyhow::Result<Sample> {
+fn repetition(engine: &mut Engine, args: &BenchArgs, batch: usize, random: &mut Random) -> anyhow::Result<Sample> {
     engine.clear_cache();
     let vocab = engine.model_info().vocab as u64;
     let mut tokens = |n: usize| (0..n).map(|_| (random.next() % vocab) as u32).collect::<Vec<u32>>();
-    let before: Vec<Vec<u32>> = (0..args.batch).map(|_| tokens(args.depth)).collect();
+    let before: Vec<Vec<u32>> = (0..batch).map(|_| tokens(args.depth)).collect();
     if args.depth > 0 {
         let fill = before.iter().map(|prompt| request(prompt.clone(), 1)).collect();
         run_all(engine, fill)?;
@@ -119,38 +183,71 @@ fn run_all(engine: &mut Engine, requests: Vec<Request>) -> anyhow::Result<Sample
     let count = requests.len();
     let mut prompt_tokens: usize = requests.iter().map(|r| r.prompt.len()).sum();
     let started = Instant::now();
+    let mut waiting = HashSet::with_capacity(count);
     for request in requests {
-        engine.submit(request)?;
+        waiting.insert(engine.submit(request)?);
     }
     let mut events = Vec::new();
-    let mut waiting: Vec<_> = Vec::with_capacity(count);
-    let (mut ttft_s, mut prompted, mut generated) = (None, None, 0usize);
+    let mut clock = Clock::default();
+    let (mut ttft_s, mut prompted, mut output, mut before) = (None, None, 0usize, 0usize);
     while engine.has_work() {
         engine.step_into(&mut events)?;
+        let now = started.elapsed().as_secs_f64();
+        let (mut tokens, mut began) = (0, 0);
         for event in events.drain(..) {
             match event {
                 Event::Token { id, .. } => {
-                    ttft_s.get_or_insert_with(|| started.elapsed().as_secs_f64());
-                    if prompted.is_some() {
-                        generated += 1;
-                    } else if !waiting.contains(&id) {
-                        waiting.push(id);
-                    }
+                    tokens += 1;
+                    began += usize::from(waiting.remove(&id));
                 }
                 Event::Finished { finished, .. } => prompt_tokens -= finished.reused_tokens,
             }
         }
-        if prompted.is_none() && waiting.len() == count {
-            prompted = Some(started.elapsed().as_secs_f64());
+        output += tokens;
+        if tokens > 0 {
+            ttft_s.get_or_insert(now);
         }
+        if prompted.is_none() && waiting.is_empty() {
+            (prompted, before) = (Some(now), output);
+        }
+        clock.tick(now, began == 0 && tokens == count);
     }
     let total = started.elapsed().as_secs_f64();
     let prompt_s = prompted.ok_or_else(|| anyhow!("a request ended without a token"))?;
     Ok(Sample {
         prompt_tok_s: prompt_tokens as f64 / prompt_s,
-        generate_tok_s: generated as f64 / (total - prompt_s),
+        generate_tok_s: (output - before) as f64 / (total - prompt_s),
+        output_tok_s: output as f64 / total,
+        decode_step_ms: clock.median_ms(),
         ttft_s: ttft_s.unwrap_or(prompt_s),
     })
+}
+
+/// Times of full decode steps.
+#[derive(Default)]
+struct Clock {
+    /// When the last step came
+    last: f64,
+    times: Vec<f64>,
+}
+
+impl Clock {
+    /// `full`: the step brought a second or later token of every sequence, so that it did nothing else.
+    fn tick(&mut self, now: f64, full: bool) {
+        if full {
+            self.times.push(now - self.last);
+        }
+        self.last = now;
+    }
+
+    fn median_ms(&mut self) -> f64 {
+        self.times.sort_by(f64::total_cmp);
+        self.times.get(self.times.len() / 2).map_or(f64::NAN, |s| 1000.0 * s)
+    }
+}
+
+fn finite(value: f64) -> Value {
+    if value.is_finite() { value.into() } else { Value::Null }
 }
 
 /// Least, median and most.
@@ -187,7 +284,8 @@ mod tests {
 
     #[test]
     fn the_median_of_an_even_count_is_between_the_middle_two() {
-        let samples = [4.0, 1.0, 3.0, 2.0].map(|v| Sample { prompt_tok_s: v, generate_tok_s: v, ttft_s: v });
+        let sample = |v| Sample { prompt_tok_s: v, generate_tok_s: v, output_tok_s: v, decode_step_ms: v, ttft_s: v };
+        let samples = [4.0, 1.0, 3.0, 2.0].map(sample);
         assert_eq!(spread(&samples, |s| s.ttft_s), [1.0, 2.5, 4.0]);
         assert_eq!(spread(&samples[..3], |s| s.ttft_s), [1.0, 3.0, 4.0]);
     }
