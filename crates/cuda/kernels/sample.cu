@@ -1,15 +1,17 @@
-// sample:  draws the next token of every row as crates/kernels/src/ops/sample.rs defines it
+// sample:           draws the next token of every row as crates/kernels/src/ops/sample.rs defines it, where no filter is set
+// sample_filtered:  the same for rows with top-k, top-p or min-p
 //
-// Greedy and unfiltered rows take one read: the largest score (logit, or logit / temperature + Gumbel noise) of all blocks
-// of the row, as many as fill the device.
+// Both run over all rows, because parameters are in device memory, and each leaves the other's rows alone.
 //
-// Filtered rows take one cluster of up to eight blocks, each with one slice of the vocabulary in shared memory. Top-k and
-// top-p cut the descending order of the logits, without sorting: the key at the cut is found digit by digit
+// sample takes one read: the largest score (logit, or logit / temperature + Gumbel noise) of all blocks of a row, as many as
+// fill the device. Bound by memory where there are many rows, by latency where there is one.
+//
+// sample_filtered gives a row to one cluster of up to eight blocks, each with one slice of the vocabulary in shared memory.
+// Top-k and top-p cut the descending order of the logits, without sorting: the key at the cut is found digit by digit
 // (11 + 11 + 10 bits) in histograms of counts and of probability mass over all slices. Mass is counted in units of 2⁻³¹ of
 // the likeliest token's, as integers: sums do not depend on the order of additions, so neither does the draw. Only tokens
-// before the cut get noise. Devices without clusters (before sm_90) use one block for a filtered row.
-//
-// Bound by memory where there are many rows: one read of the logits; by latency where there is one.
+// before the cut get noise. Devices without clusters (before sm_90) use one block for a row. Bound by the latency of the
+// cluster's barriers and of additions in shared memory.
 #include "cluster.cuh"
 #include "common.cuh"
 #include "noise.cuh"
@@ -28,17 +30,18 @@ struct SampleParams {
     const SampleRow* rows;  // [seqs]
     int* counts;            // [counts_rows, vocab] i32 or null
     int* out;               // [seqs] i32
-    unsigned long long* joined;  // [seqs, 2] zero: best candidate of the clusters so far, and how many those are; zero afterwards
+    unsigned long long* joined;  // [seqs, 2] zero: best candidate of the blocks so far, and how many those are; zero afterwards
     long long logits_stride, counts_stride;
-    int counts_rows, vocab;
-    int slice;    // elements of a block when one cluster has the row, a multiple of 4
-    int part;     // elements of a block when all clusters have it, a multiple of 4
-    int cluster;  // blocks of a cluster, a power of two
-    int clusters;  // of a row
-    int cached;   // whether shared memory has room for a slice
+    int seqs, counts_rows, vocab;
     int packs;    // whether rows of logits and counts can be read in packs of 16 bytes
+    int part;     // sample: elements of a block, a multiple of 4
+    int parts;    // sample: blocks of a row
+    int slice;    // sample_filtered: elements of a block, a multiple of 4
+    int cluster;  // sample_filtered: blocks of a row, a power of two
+    int cached;   // sample_filtered: whether shared memory has room for a slice
 };
 
+constexpr int PART_THREADS = 256;
 constexpr int THREADS = 512;
 constexpr int MAX_CLUSTER = 8;
 constexpr int BINS = 2048;
@@ -265,148 +268,180 @@ __device__ int last_tied(Shared& s, uint32_t key, uint32_t kept, int first, int 
     return low;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(const __grid_constant__ SampleParams p) {
-    // Two histograms, then a slice of logits.
-    extern __shared__ __align__(16) unsigned char dynamic[];
-    __shared__ Shared s;
-    Histogram* histograms = reinterpret_cast<Histogram*>(dynamic);
-    float* cache = reinterpret_cast<float*>(dynamic + 2 * sizeof(Histogram));
-    const int rank = cluster_rank(), row = blockIdx.x / (p.clusters * p.cluster), which = blockIdx.x / p.cluster % p.clusters;
-    pdl_wait();
-    pdl_launch();
-    const SampleRow r = p.rows[row];
-    const bool greedy = !(r.temperature > 0.0f);
-    const bool cuts_count = !greedy && r.top_k > 0 && r.top_k < p.vocab, cuts_mass = !greedy && r.top_p < 1.0f;
-    const bool filtered = cuts_count || cuts_mass || (!greedy && r.min_p > 0.0f);
-    if (filtered && which > 0) return;
+// What a row asks for.
+struct Filters {
+    bool greedy, cuts_count, cuts_mass, any;
+    __device__ Filters(const SampleRow& r, int vocab) {
+        greedy = !(r.temperature > 0.0f);
+        cuts_count = !greedy && r.top_k > 0 && r.top_k < vocab;
+        cuts_mass = !greedy && r.top_p < 1.0f;
+        any = cuts_count || cuts_mass || (!greedy && r.min_p > 0.0f);
+    }
+};
 
-    const bool noisy = !greedy && !filtered, cached = filtered && p.cached;
-    const float per_temperature = greedy ? 1.0f : __fdiv_rn(1.0f, r.temperature);
-    const int length = filtered ? p.slice : p.part, first = (filtered ? rank : which * p.cluster + rank) * length;
-    const int elements = max(0, min(length, p.vocab - first));
-    const float* logits = p.logits + row * p.logits_stride + first;
-    int* counts = p.counts && r.counts_row >= 0 && r.counts_row < p.counts_rows ? p.counts + r.counts_row * p.counts_stride : nullptr;
-    const int* seen = counts ? counts + first : nullptr;
+__device__ __forceinline__ int* counts_of(const SampleParams& p, const SampleRow& r) {
+    return p.counts && r.counts_row >= 0 && r.counts_row < p.counts_rows ? p.counts + r.counts_row * p.counts_stride : nullptr;
+}
 
-    uint64_t best = candidate(-INFINITY, 0);
-    float best_score = -INFINITY;
-    // Written so that NaN is never taken.
-    auto take = [&](float score, int i) {
-        if (score > best_score) {
-            best_score = score;
-            best = candidate(score, first + i);
-        }
-    };
-    auto take_noisy = [&](float logit, int i) {
-        const float score = logit * per_temperature, least = best_score - score;
-        if (!(least < MAX_NOISE)) return;
-        const uint32_t bits = philox(first + i, r.position, r.seed);
-        if (!noise_is_less(bits, least)) take(score + gumbel(bits), i);
-    };
-    // One read of the slice: the largest logit, or at once the largest score.
-    if (p.packs) {
+// Calls `use(logit, index)` for the thread's share of `elements` logits, with penalties. Negative zero, which would be less
+// than zero as a key, becomes zero.
+template <class Use>
+__device__ __forceinline__ void read_logits(const float* logits, const int* seen, int elements, bool packs, const SampleRow& r, Use use) {
+    if (packs) {
 #pragma unroll 4
-        for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
+        for (int i = threadIdx.x * 4; i < elements; i += blockDim.x * 4) {
             Pack<float> l = load_pack(logits + i);
             if (seen) {
                 const Pack<int> c = load_pack(seen + i);
 #pragma unroll
                 for (int j = 0; j < 4; j++) l.v[j] = penalize(l.v[j], c.v[j], r);
             }
-            // Negative zero would be less than zero as a key.
 #pragma unroll
-            for (int j = 0; j < 4; j++) l.v[j] += 0.0f;
-            if (cached) store_pack(cache + i, l);
-            if (noisy) {
-                // Once in the code, not sixteen times.
-#pragma unroll 1
-                for (int j = 0; j < 4; j++) {
-                    take_noisy(l.v[0], i + j);
-                    l.v[0] = l.v[1], l.v[1] = l.v[2], l.v[2] = l.v[3];
-                }
-            } else {
-#pragma unroll
-                for (int j = 0; j < 4; j++) take(l.v[j], i + j);
-            }
+            for (int j = 0; j < 4; j++) use(l.v[j] + 0.0f, i + j);
         }
     } else {
-        for (int i = threadIdx.x; i < elements; i += THREADS) {
-            const float l = (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f;
-            if (cached) cache[i] = l;
-            if (noisy) take_noisy(l, i);
-            else take(l, i);
-        }
+        for (int i = threadIdx.x; i < elements; i += blockDim.x) use((seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f, i);
     }
-    // As many tokens as there are threads are not less likely than the least of the threads' best.
-    uint64_t floor_key = ~ordered(best_score);
-    cluster_max(best, floor_key, s, 0, p.cluster);
+}
 
-    if (filtered) {
-        const float largest = unordered(static_cast<uint32_t>(best >> 32));
-        auto at = [&](int i) { return cached ? cache[i] : (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f; };
-        auto for_each = [&](auto use) {
-            if (cached) {
-#pragma unroll 2
-                for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
-                    const Pack<float> l = load_pack(cache + i);
+// The best candidate so far of one thread.
+struct Best {
+    float score = -INFINITY;
+    uint32_t id = 0;
+
+    // Written so that NaN is never taken.
+    __device__ __forceinline__ void take(float s, uint32_t token) {
+        if (s > score) score = s, id = token;
+    }
+    __device__ __forceinline__ void take_noisy(float s, uint32_t token, const SampleRow& r) {
+        const float least = score - s;
+        if (!(least < MAX_NOISE)) return;
+        const uint32_t bits = philox(token, r.position, r.seed);
+        if (!noise_is_less(bits, least)) take(s + gumbel(bits), token);
+    }
+    __device__ __forceinline__ uint64_t as_candidate() const { return candidate(score, id); }
+};
+
+extern "C" __global__ void __launch_bounds__(PART_THREADS) sample(const __grid_constant__ SampleParams p) {
+    __shared__ uint64_t scratch[PART_THREADS / WARP];
+    const int row = blockIdx.x / p.parts, first = blockIdx.x % p.parts * p.part, elements = max(0, min(p.part, p.vocab - first));
+    pdl_wait();
+    pdl_launch();
+    const SampleRow r = p.rows[row];
+    const Filters filters(r, p.vocab);
+    if (filters.any) return;
+    int* counts = counts_of(p, r);
+    const float* logits = p.logits + row * p.logits_stride + first;
+    const int* seen = counts ? counts + first : nullptr;
+    Best best;
+    if (filters.greedy) {
+        read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) { best.take(logit, first + i); });
+    } else {
+        const float per_temperature = __fdiv_rn(1.0f, r.temperature);
+        read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) { best.take_noisy(logit * per_temperature, first + i, r); });
+    }
+    uint64_t x = best.as_candidate();
 #pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        if (i + j < elements) use(l.v[j], i + j);
-                }
-            } else {
-                for (int i = threadIdx.x; i < elements; i += THREADS) use(at(i), i);
-            }
-        };
-        const float mass_one = p.slice > LONG ? MASS_ONE_LONG : MASS_ONE;
-        auto likelihood = [&](float logit) { return expf((logit - largest) * per_temperature); };
-        auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * mass_one); };
-        Cut cut = {0, 0, 0, 0};
-        if (cuts_count) {
-            const bool all_have_tokens = p.vocab - p.slice * (p.cluster - 1) >= 4 * THREADS;
-            const uint32_t floor = all_have_tokens && r.top_k <= THREADS * p.cluster ? ~static_cast<uint32_t>(floor_key) : 0;
-            cut = find_cut(s, histograms, {r.top_k, 0.0, 0}, cuts_mass, floor, for_each, mass_of, rank, p.cluster);
-        }
-        if (cuts_mass) {
-            // A fraction of 0 keeps one token all the same.
-            Target target = {0, max(static_cast<double>(r.top_p), 1e-300), 0};
-            if (cuts_count) target.mass = reach(target.fraction, cut.mass);
-            cut = find_cut(s, histograms, target, true, cut.key, for_each, mass_of, rank, p.cluster);
-        }
-        int last = p.vocab;
-        if (cut.kept < cut.ties) last = last_tied(s, cut.key, cut.kept, first, elements, p.vocab, at, p.cluster);
-        best = candidate(-INFINITY, 0);
-        best_score = -INFINITY;
-        for (int i = threadIdx.x; i < elements; i += THREADS) {
-            const float logit = at(i);
-            const uint32_t key = ordered(logit);
-            if (key < cut.key || (key == cut.key && first + i > last)) continue;
-            if (r.min_p > 0.0f && !(likelihood(logit) >= r.min_p)) continue;
-            take_noisy(logit, i);
-        }
-        uint64_t unused = 0;
-        cluster_max(best, unused, s, 1, p.cluster);
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(FULL, x, offset));
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int warp = 1; warp < PART_THREADS / WARP; warp++) x = max(x, scratch[warp]);
+    if (p.parts > 1) {
+        // The block that comes last knows the best of all, and leaves zeros for the next call.
+        unsigned long long* joined = p.joined + 2 * row;
+        atomicMax(&joined[0], static_cast<unsigned long long>(x));
+        __threadfence();
+        if (atomicAdd(&joined[1], 1ull) != p.parts - 1) return;
+        __threadfence();
+        x = atomicExch(&joined[0], 0ull);
+        joined[1] = 0;
     }
+    const int token = ~static_cast<uint32_t>(x);
+    p.out[row] = token;
+    if (counts) counts[token] += 1;
+}
 
-    if (rank == 0 && threadIdx.x == 0) {
-        bool last = true;
-        if (!filtered && p.clusters > 1) {
-            // The cluster that comes last knows the best of all, and leaves zeros for the next call.
-            unsigned long long* joined = p.joined + 2 * row;
-            atomicMax(&joined[0], static_cast<unsigned long long>(best));
-            __threadfence();
-            last = atomicAdd(&joined[1], 1ull) == p.clusters - 1;
-            if (last) {
-                __threadfence();
-                best = atomicExch(&joined[0], 0ull);
-                joined[1] = 0;
+__device__ void sample_filtered_row(const SampleParams& p, const SampleRow& r, const Filters& filters, int row, int rank, Shared& s, Histogram* histograms, float* cache) {
+    const int first = rank * p.slice, elements = max(0, min(p.slice, p.vocab - first));
+    const float* logits = p.logits + row * p.logits_stride + first;
+    int* counts = counts_of(p, r);
+    const int* seen = counts ? counts + first : nullptr;
+    const float per_temperature = __fdiv_rn(1.0f, r.temperature);
+
+    // One read of the slice: the largest logit.
+    Best largest_of_thread;
+    read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) {
+        largest_of_thread.take(logit, first + i);
+        if (p.cached) cache[i] = logit;
+    });
+    // As many tokens as there are threads are not less likely than the least of the threads' best.
+    uint64_t best = largest_of_thread.as_candidate(), floor_key = ~ordered(largest_of_thread.score);
+    cluster_max(best, floor_key, s, 0, p.cluster);
+    const float largest = unordered(static_cast<uint32_t>(best >> 32));
+
+    auto at = [&](int i) { return p.cached ? cache[i] : (seen ? penalize(logits[i], seen[i], r) : logits[i]) + 0.0f; };
+    auto for_each = [&](auto use) {
+        if (p.cached) {
+#pragma unroll 2
+            for (int i = threadIdx.x * 4; i < elements; i += THREADS * 4) {
+                const Pack<float> l = load_pack(cache + i);
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (i + j < elements) use(l.v[j], i + j);
             }
+        } else {
+            for (int i = threadIdx.x; i < elements; i += THREADS) use(at(i), i);
         }
-        if (last) {
-            const int token = ~static_cast<uint32_t>(best);
-            p.out[row] = token;
-            if (counts) counts[token] += 1;
-        }
+    };
+    const float mass_one = p.slice > LONG ? MASS_ONE_LONG : MASS_ONE;
+    auto likelihood = [&](float logit) { return expf((logit - largest) * per_temperature); };
+    auto mass_of = [&](float logit) { return static_cast<uint32_t>(likelihood(logit) * mass_one); };
+    Cut cut = {0, 0, 0, 0};
+    if (filters.cuts_count) {
+        const bool all_have_tokens = p.vocab - p.slice * (p.cluster - 1) >= 4 * THREADS;
+        const uint32_t floor = all_have_tokens && r.top_k <= THREADS * p.cluster ? ~static_cast<uint32_t>(floor_key) : 0;
+        cut = find_cut(s, histograms, {r.top_k, 0.0, 0}, filters.cuts_mass, floor, for_each, mass_of, rank, p.cluster);
     }
-    // Nobody leaves while others may read its shared memory.
+    if (filters.cuts_mass) {
+        // A fraction of 0 keeps one token all the same.
+        Target target = {0, max(static_cast<double>(r.top_p), 1e-300), 0};
+        if (filters.cuts_count) target.mass = reach(target.fraction, cut.mass);
+        cut = find_cut(s, histograms, target, true, cut.key, for_each, mass_of, rank, p.cluster);
+    }
+    int last = p.vocab;
+    if (cut.kept < cut.ties) last = last_tied(s, cut.key, cut.kept, first, elements, p.vocab, at, p.cluster);
+    Best kept;
+    for (int i = threadIdx.x; i < elements; i += THREADS) {
+        const float logit = at(i);
+        const uint32_t key = ordered(logit);
+        if (key < cut.key || (key == cut.key && first + i > last)) continue;
+        if (r.min_p > 0.0f && !(likelihood(logit) >= r.min_p)) continue;
+        kept.take_noisy(logit * per_temperature, first + i, r);
+    }
+    best = kept.as_candidate();
+    uint64_t unused = 0;
+    cluster_max(best, unused, s, 1, p.cluster);
+    if (rank == 0 && threadIdx.x == 0) {
+        const int token = ~static_cast<uint32_t>(best);
+        p.out[row] = token;
+        if (counts) counts[token] += 1;
+    }
+    // Nobody goes on, or leaves, while others may read its shared memory.
     cluster_sync();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_filtered(const __grid_constant__ SampleParams p) {
+    // Two histograms, then a slice of logits.
+    extern __shared__ __align__(16) unsigned char dynamic[];
+    __shared__ Shared s;
+    Histogram* histograms = reinterpret_cast<Histogram*>(dynamic);
+    float* cache = reinterpret_cast<float*>(dynamic + 2 * sizeof(Histogram));
+    pdl_wait();
+    pdl_launch();
+    for (int row = blockIdx.x / p.cluster; row < p.seqs; row += gridDim.x / p.cluster) {
+        const SampleRow r = p.rows[row];
+        const Filters filters(r, p.vocab);
+        if (filters.any) sample_filtered_row(p, r, filters, row, cluster_rank(), s, histograms, cache);
+    }
 }

@@ -50,9 +50,14 @@ pub(crate) fn rms_norm(cx: &Context, op: &RmsNorm) -> Result<()> {
         eps: op.eps,
         packs: has_packs(&[op.x, op.out, op.weight])?.into(),
     };
-    let grid = grid(op.x.shape()[0] * heads, cols, dtype.block_bytes());
+    let (held, grid) = tiles(op.x.shape()[0] * heads, cols * dtype.block_bytes(), cx.device().attributes().sms as usize);
+    let kernel = match held {
+        1 => by_float!(dtype, "rms_norm_x1"),
+        2 => by_float!(dtype, "rms_norm_x2"),
+        _ => by_float!(dtype, "rms_norm_x4"),
+    };
     // SAFETY: the contract holds, so x, weight and out have the sizes that the kernel documents.
-    unsafe { cx.launch("rms_norm", by_float!(dtype, "rms_norm"), grid, &params) }
+    unsafe { cx.launch("rms_norm", kernel, grid, &params) }
 }
 
 pub(crate) fn add_rms_norm(cx: &Context, op: &AddRmsNorm) -> Result<()> {
@@ -74,18 +79,25 @@ pub(crate) fn add_rms_norm(cx: &Context, op: &AddRmsNorm) -> Result<()> {
         eps: op.eps,
         packs: has_packs(&[op.x, op.residual, op.out, op.weight])?.into(),
     };
+    let (held, grid) = tiles(op.x.shape()[0], cols * dtype.block_bytes(), cx.device().attributes().sms as usize);
+    let kernel = match held {
+        1 => by_float!(dtype, "add_rms_norm_x1"),
+        2 => by_float!(dtype, "add_rms_norm_x2"),
+        _ => by_float!(dtype, "add_rms_norm_x4"),
+    };
     // SAFETY: the contract holds, so all four have the sizes that the kernel documents.
-    unsafe { cx.launch("rms_norm", by_float!(dtype, "add_rms_norm"), grid(op.x.shape()[0], cols, dtype.block_bytes()), &params) }
+    unsafe { cx.launch("rms_norm", kernel, grid, &params) }
 }
 
 /// The launch bound of the kernels.
 const MAX_THREADS: usize = 512;
 
-/// One block per row, with as many threads as share its packs evenly.
-fn grid(rows: usize, cols: usize, element_bytes: usize) -> Grid {
-    let packs = (cols * element_bytes).div_ceil(16);
-    let per_thread = packs.div_ceil(MAX_THREADS).max(1);
-    Grid::new(rows, packs.div_ceil(per_thread).next_multiple_of(32).max(32) as u32)
+/// Packs of 16 bytes that a thread holds, and one block per row. Few rows get all the threads they can use.
+fn tiles(rows: usize, row_bytes: usize, sms: usize) -> (usize, Grid) {
+    let packs = row_bytes.div_ceil(16).max(1);
+    let fits = |held: &usize| packs.div_ceil(*held) <= MAX_THREADS;
+    let held = if rows > 2 * sms { 4 } else { [1, 2].into_iter().find(fits).unwrap_or(4) };
+    (held, Grid::new(rows, packs.div_ceil(held).next_multiple_of(32).min(MAX_THREADS) as u32))
 }
 
 #[cfg(test)]
@@ -93,8 +105,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_share_a_row_evenly() {
-        assert_eq!([1, 576, 4096, 5120, 8192, 16_384].map(|cols| grid(3, cols, 2).threads), [32, 96, 512, 320, 512, 512]);
-        assert_eq!(grid(3, 1 << 20, 4).threads, 512);
+    fn few_rows_get_many_threads_and_many_rows_few() {
+        let threads = |rows: usize, cols: usize| {
+            let (held, grid) = tiles(rows, 2 * cols, 132);
+            (held, grid.threads)
+        };
+        assert_eq!(
+            [1, 576, 4096, 8192, 16_384, 100_000].map(|cols| threads(1, cols)),
+            [(1, 32), (1, 96), (1, 512), (2, 512), (4, 512), (4, 512)]
+        );
+        assert_eq!([128, 576, 4096, 16_384].map(|cols| threads(8192, cols)), [(4, 32), (4, 32), (4, 128), (4, 512)]);
     }
 }

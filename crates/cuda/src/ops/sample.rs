@@ -18,17 +18,22 @@ struct SampleParams {
     joined: DevicePtr,
     logits_stride: i64,
     counts_stride: i64,
+    seqs: i32,
     counts_rows: i32,
     vocab: i32,
-    slice: i32,
-    part: i32,
-    cluster: i32,
-    clusters: i32,
-    cached: i32,
     packs: i32,
+    part: i32,
+    parts: i32,
+    slice: i32,
+    cluster: i32,
+    cached: i32,
 }
 
-/// `THREADS` of the kernel.
+/// `PART_THREADS` of the kernel `sample`.
+const PART_THREADS: u32 = 256;
+/// Blocks of `sample` for each multiprocessor, two rounds of those that run at once.
+const PARTS_PER_SM: usize = 8;
+/// `THREADS` of the kernel `sample_filtered`.
 const THREADS: u32 = 512;
 /// Blocks of the largest cluster that every device with clusters has.
 const MAX_CLUSTER: usize = 8;
@@ -43,10 +48,11 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
     op.check()?;
     let [seqs, vocab] = [op.logits.shape()[0], op.logits.shape()[1]];
     let attributes = cx.device().attributes();
-    let kernel = cx.kernel("sample", "sample")?;
-    let has_clusters = kernel.architecture() >= 90;
+    let sms = attributes.sms as usize;
+    let filtered = cx.kernel("sample", "sample_filtered")?;
+    let has_clusters = filtered.architecture() >= 90;
     let Split { cluster, slice, cached } = split(vocab, has_clusters, attributes.block_shared_bytes);
-    let (clusters, part) = parts(seqs, vocab, cluster, attributes.sms as usize);
+    let (parts, part) = parts(seqs, vocab, sms);
     let counts = op.counts;
     let packs = has_packs(&[op.logits])? && counts.map_or(Ok(true), |c| has_packs(&[c]))?;
     let params = SampleParams {
@@ -54,22 +60,27 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
         rows: ptr(op.params)?,
         counts: ptr_or_null(counts)?,
         out: ptr(op.out)?,
-        joined: if clusters > 1 { cx.counters(4 * seqs)? } else { 0 },
+        joined: if parts > 1 { cx.counters(4 * seqs)? } else { 0 },
         logits_stride: stride(op.logits, 0),
         counts_stride: counts.map_or(0, |c| stride(c, 0)),
+        seqs: seqs as i32,
         counts_rows: counts.map_or(0, |c| c.shape()[0] as i32),
         vocab: vocab as i32,
-        slice: slice as i32,
-        part: part as i32,
-        cluster: cluster as i32,
-        clusters: clusters as i32,
-        cached: cached.into(),
         packs: packs.into(),
+        part: part as i32,
+        parts: parts as i32,
+        slice: slice as i32,
+        cluster: cluster as i32,
+        cached: cached.into(),
     };
-    let shared_bytes = (HISTOGRAM_BYTES + if cached { 4 * slice } else { 0 }) as u32;
-    let grid = Grid { shared_bytes, cluster: cluster as u32, ..Grid::new(seqs * clusters * cluster, THREADS) };
     // SAFETY: the contract holds, so all four have the sizes that the kernel documents.
-    unsafe { kernel.launch(cx.stream(), grid, &params) }
+    unsafe { cx.launch("sample", "sample", Grid::new(seqs * parts, PART_THREADS), &params)? };
+    let shared_bytes = (HISTOGRAM_BYTES + if cached { 4 * slice } else { 0 }) as u32;
+    // As many clusters as run at once go through the rows.
+    let clusters = seqs.min((2 * sms / cluster).max(1));
+    let grid = Grid { shared_bytes, cluster: cluster as u32, ..Grid::new(clusters * cluster, THREADS) };
+    // SAFETY: as above.
+    unsafe { filtered.launch(cx.stream(), grid, &params) }
 }
 
 /// How the vocabulary of one row is spread over blocks.
@@ -89,11 +100,10 @@ fn split(vocab: usize, has_clusters: bool, block_shared_bytes: usize) -> Split {
     Split { cluster, slice, cached: 4 * slice + FIXED_SHARED_BYTES <= block_shared_bytes }
 }
 
-/// Clusters of a row that is not filtered, as many as fill the device, and the elements of each of their blocks.
-fn parts(seqs: usize, vocab: usize, cluster: usize, sms: usize) -> (usize, usize) {
-    let useful = vocab.div_ceil(cluster * MIN_SLICE);
-    let clusters = (sms / (seqs * cluster)).clamp(1, useful.max(1));
-    (clusters, vocab.div_ceil(clusters * cluster).next_multiple_of(4))
+/// Blocks of a row that is not filtered, as many as fill the device, and the elements of each.
+fn parts(seqs: usize, vocab: usize, sms: usize) -> (usize, usize) {
+    let parts = (PARTS_PER_SM * sms).div_ceil(seqs.max(1)).clamp(1, vocab.div_ceil(MIN_SLICE).max(1));
+    (parts, vocab.div_ceil(parts).next_multiple_of(4))
 }
 
 #[cfg(test)]
@@ -108,9 +118,8 @@ mod tests {
                 assert!(s.cluster.is_power_of_two() && s.cluster <= MAX_CLUSTER && s.slice.is_multiple_of(4), "{vocab}: {s:?}");
                 assert!(s.slice * s.cluster >= vocab && (s.slice - 4) * s.cluster < vocab, "{vocab}: {s:?}");
                 for seqs in [1, 7, 256] {
-                    let (clusters, part) = parts(seqs, vocab, s.cluster, 132);
-                    assert!(clusters * s.cluster * part >= vocab && part.is_multiple_of(4), "{seqs} × {vocab}: {clusters} of {part}");
-                    assert!(clusters == 1 || clusters * s.cluster * seqs <= 132, "{seqs} × {vocab}: {clusters} of {part}");
+                    let (parts, part) = parts(seqs, vocab, 132);
+                    assert!(parts * part >= vocab && part.is_multiple_of(4), "{seqs} × {vocab}: {parts} of {part}");
                 }
                 assert!(!s.cached || 4 * s.slice + FIXED_SHARED_BYTES <= shared, "{vocab}: {s:?}");
             }
