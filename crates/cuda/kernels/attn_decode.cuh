@@ -21,14 +21,16 @@
 //   heads 32/8 x 128    ctx 300       ctx 320       2048          32768         mixed to 32768, 4096 most
 //   batch 1              4.6                         7.8 (35 %)   50.9 (85 %)
 //   batch 8              7.1 (45 %)                 26.8 (81 %)  370.3 (94 %)
-//   batch 64                          35.6 (76 %)  184.4 (94 %)                235.4 (91 %)
+//   batch 64                          31 to 36     184.4 (94 %)                235.4 (91 %)
 //   batch 256                        117.8 (92 %)  728.8 (95 %)
 //   batch 64 x 2048: heads 28/4: 94 %, 64/4: 92 %, 16/8: 94 %; 24/24 x 64: 95 %, 14/2 x 64: 80 %; 32/8 x 80: 87 %,
 //   32/8 x 96: 92 %, 16/8 x 256: 96 %
 // Lost, at batch 256 x 320: a fixed share of all tiles for each CTA, cut anywhere: 130.6 (some SMs get a quarter less of the
 // bandwidth than others, and every cut is waited for), four times as many CTAs with smaller shares: 123.3; CTAs of 2 warps:
 // 134.1, of 8: 133.8. Waiting for the kernel in front before everything else: 123.1, and 6.2 for batch 1 x 300. Two stages
-// and three CTAs on an SM for heads of 128: the same there, 10 % slower for 28/4 heads.
+// and three CTAs on an SM for heads of 128: the same there, 10 % slower for 28/4 heads. The next chunk's first tiles loaded
+// while one is joined: 117.5, and 35.1 instead of 31.0 for batch 64 x 320. For batch 1, clusters of 8 CTAs joined through
+// distributed shared memory: 4.8 at 300, 13.0 at 2048.
 #pragma once
 
 #include "attention.cuh"

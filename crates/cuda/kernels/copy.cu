@@ -43,6 +43,7 @@ template <class T, class C> __device__ void kv_write(const KvWriteParams& p) {
     const int token = blockIdx.y;
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     const int head = index / p.head_dim, at = index % p.head_dim;
+    // In this order: see rope_kv_write.cu.
     pdl_wait();
     pdl_launch();
     const int slot = p.slots[token];

@@ -3,7 +3,7 @@
 // A thread owns one pair of one head; sine and cosine are computed once per pair and token by the threads of the first
 // head's warp's neighbours through L1 alone, which is cheap beside the launch. Bound by latency for few tokens, by memory
 // for many.
-#include "common.cuh"
+#include "rotary.cuh"
 
 struct RopeParams {
     void* x;                // [tokens, heads, head_dim] T, read and written
@@ -23,10 +23,8 @@ template <class T> __device__ void rope(const RopeParams& p) {
     pdl_wait();
     pdl_launch();
     if (head >= p.heads) return;
-    float sin, cos;
-    sincosf(static_cast<float>(p.positions[blockIdx.y]) * freq, &sin, &cos);
-    sin *= p.scale;
-    cos *= p.scale;
+    const float2 turn = rotation(p.positions[blockIdx.y], freq);
+    const float cos = turn.x * p.scale, sin = turn.y * p.scale;
     x += head * p.head_stride;
     T* a = x + (p.interleaved ? 2 * pair : pair);
     T* b = x + (p.interleaved ? 2 * pair + 1 : pair + p.pairs);

@@ -7,7 +7,7 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, Result, Storage, Tensor, Weight, host,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 use crate::{
@@ -144,6 +144,11 @@ impl Backend for CudaBackend {
 
     fn kv_write(&self, op: &KvWrite) -> Result<()> {
         ops::kv_write(&self.cx, op)
+    }
+
+    fn rope_kv_write(&self, op: &RopeKvWrite) -> Result<()> {
+        op.check()?;
+        if ops::fuses_rope_kv_write(op) { ops::rope_kv_write(&self.cx, op) } else { op.unfused(self) }
     }
 
     fn attention(&self, op: &Attention) -> Result<()> {

@@ -5,6 +5,7 @@ mod gather_rows;
 mod kv_write;
 mod rms_norm;
 mod rope;
+mod rope_kv_write;
 mod sample;
 mod softcap;
 
@@ -13,6 +14,7 @@ pub(crate) use gather_rows::gather_rows;
 pub(crate) use kv_write::kv_write;
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope::rope;
+pub(crate) use rope_kv_write::{fuses_rope_kv_write, rope_kv_write};
 pub(crate) use sample::sample;
 pub(crate) use softcap::softcap;
 
