@@ -1,6 +1,6 @@
 // gather_rows:  out[n] = x[rows[n]]
 // kv_write:     k_cache, v_cache at slots[token] = k, v of the token
-// embed_dense:  out[t] = table[ids[t]] · scale, from a table of plain numbers
+// embed_dense:  out[t] = table[ids[t]] · scale, from a table of 16-bit numbers
 //
 // Bound by memory or latency.
 #include "common.cuh"
@@ -81,14 +81,15 @@ template <class W, class T> __device__ void embed_dense(const EmbedDenseParams& 
     static_cast<T*>(p.out)[blockIdx.y * p.out_stride + index] = from_f32<T>(value * p.scale);
 }
 
-#define EMBED(W, w, T, t) \
-    extern "C" __global__ void embed_dense_##w##_##t(const __grid_constant__ EmbedDenseParams p) { embed_dense<W, T>(p); }
+#define EMBED(W, w, T, t)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) embed_dense_##w##_##t(const __grid_constant__ EmbedDenseParams p) { \
+        embed_dense<W, T>(p);                                                                                      \
+    }
 #define EMBED_FROM(W, w) EMBED(W, w, float, f32) EMBED(W, w, f16, f16) EMBED(W, w, bf16, bf16)
 
 FOR_EACH_FLOAT(gather_rows, GatherRowsParams, 256)
 KV_WRITE_FROM(float, f32)
 KV_WRITE_FROM(f16, f16)
 KV_WRITE_FROM(bf16, bf16)
-EMBED_FROM(float, f32)
 EMBED_FROM(f16, f16)
 EMBED_FROM(bf16, bf16)

@@ -1,4 +1,4 @@
-// linear_naive:  out = x · wᵀ + bias for weights of plain numbers, for shapes and dtypes that no faster kernel takes
+// linear_naive:  out = x · wᵀ + bias, or out += …, for weights and shapes that no faster kernel takes
 //
 // A warp owns one output feature and up to eight tokens: it reads its weight row once per eight tokens.
 #include "common.cuh"
@@ -10,7 +10,7 @@ struct LinearNaiveParams {
     void* out;           // [tokens, rows] O
     long long x_stride, out_stride;
     int tokens, rows, cols;
-    int add;  // 1: out += what else it would be
+    int add;             // 1: out += …
 };
 
 constexpr int TOKENS = 8;
@@ -34,22 +34,21 @@ template <class T, class W, class O> __device__ void linear_naive(const LinearNa
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         const float sum = warp_sum(sums[t]);
-        if (lane == 0 && t < count) {
-            O* out = static_cast<O*>(p.out) + (first + t) * p.out_stride + row;
-            *out = from_f32<O>(sum + (p.bias ? p.bias[row] : 0.0f) + (p.add ? to_f32(*out) : 0.0f));
-        }
+        if (lane != 0 || t >= count) continue;
+        O& out = static_cast<O*>(p.out)[(first + t) * p.out_stride + row];
+        out = from_f32<O>(sum + (p.bias ? p.bias[row] : 0.0f) + (p.add ? to_f32(out) : 0.0f));
     }
 }
 
-#define LINEAR(T, t, W, w, O, o) \
-    extern "C" __global__ void linear_naive_##t##_##w##_##o(const __grid_constant__ LinearNaiveParams p) { linear_naive<T, W, O>(p); }
-#define LINEAR_FROM(T, t)                                                              \
-    LINEAR(T, t, float, f32, T, t) LINEAR(T, t, f16, f16, T, t) LINEAR(T, t, bf16, bf16, T, t)
-#define LINEAR_TO_F32(T, t)                                                            \
-    LINEAR(T, t, float, f32, float, f32) LINEAR(T, t, f16, f16, float, f32) LINEAR(T, t, bf16, bf16, float, f32)
+#define LINEAR(T, t, W, w, O, o)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) linear_naive_##t##_##w##_##o(                              \
+        const __grid_constant__ LinearNaiveParams p) {                                                             \
+        linear_naive<T, W, O>(p);                                                                                  \
+    }
+#define LINEAR_BY(W, w)                                                                                            \
+    LINEAR(float, f32, W, w, float, f32)                                                                           \
+    LINEAR(f16, f16, W, w, f16, f16) LINEAR(f16, f16, W, w, float, f32)                                            \
+    LINEAR(bf16, bf16, W, w, bf16, bf16) LINEAR(bf16, bf16, W, w, float, f32)
 
-LINEAR_FROM(float, f32)
-LINEAR_FROM(f16, f16)
-LINEAR_FROM(bf16, bf16)
-LINEAR_TO_F32(f16, f16)
-LINEAR_TO_F32(bf16, bf16)
+LINEAR_BY(f16, f16)
+LINEAR_BY(bf16, bf16)

@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use ferrum_kernels::{DType, Error, Result};
 
 use crate::driver::{Device, DeviceBuffer, DevicePtr, Grid, Kernel, Module, Stream, error, fatbin};
+use crate::linear::Lt;
 
 /// Scratch memory that one operation may use while it runs.
 const WORKSPACE_BYTES: usize = 128 << 20;
@@ -24,6 +25,7 @@ pub(crate) struct Context {
     #[allow(dead_code)]
     workspace: DeviceBuffer,
     counters: DeviceBuffer,
+    lt: OnceLock<Option<Lt>>,
 }
 
 impl Context {
@@ -34,7 +36,7 @@ impl Context {
         let stream = Stream::new(&device)?;
         let workspace = DeviceBuffer::new(&device, WORKSPACE_BYTES)?;
         let counters = DeviceBuffer::zeroed(&stream, COUNTER_BYTES)?;
-        Ok(Self { device, stream, kernels: RwLock::default(), modules: RwLock::default(), workspace, counters })
+        Ok(Self { device, stream, kernels: RwLock::default(), modules: RwLock::default(), workspace, counters, lt: OnceLock::new() })
     }
 
     pub fn device(&self) -> &Arc<Device> {
@@ -62,6 +64,11 @@ impl Context {
     /// When that is more than there are.
     pub fn counters(&self, count: usize) -> Result<DevicePtr> {
         within(&self.counters, 4 * count)
+    }
+
+    /// cuBLASLt, opened by the first call; `None` when it is not installed or refuses to start.
+    pub fn lt(&self) -> Option<&Lt> {
+        self.lt.get_or_init(|| Lt::open(&self.stream).ok().flatten()).as_ref()
     }
 
     /// Whether `kernels/STEM.cu` is in this program and runs on this device.

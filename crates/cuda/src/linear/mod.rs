@@ -1,11 +1,14 @@
 //! `linear` and `embed`: weights in the layout that the kernels want, and which kernel takes which shape.
 
+mod dense;
+mod lt;
 mod naive;
+mod tiles;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use ferrum_kernels::{
-    DType, PreparedWeight, Result, Weight,
+    DType, Error, PreparedWeight, Result, Weight, WeightPart,
     ops::{Embed, Epilogue, Linear},
 };
 
@@ -15,6 +18,8 @@ use crate::{
     driver::{DeviceBuffer, DevicePtr},
     upload::Ring,
 };
+
+pub(crate) use lt::Lt;
 
 /// A weight on the device: consecutive row ranges, each in one layout.
 #[derive(Debug)]
@@ -33,50 +38,83 @@ pub(crate) struct Part {
 
 #[derive(Debug)]
 pub(crate) enum Layout {
-    /// `[rows, cols]` F32, F16 or BF16, row-major
+    /// `[rows, cols]` BF16 or F16, row-major
     Dense { dtype: DType, data: DeviceBuffer },
 }
 
-/// Uploads a weight. Neighbouring parts of one dtype become one.
+/// Uploads a weight. Neighbouring parts that end in one dtype become one matrix.
+///
+/// F32 is rounded to BF16, the dtype of the activations. F16 has three bits more than BF16, and rounding them away takes
+/// results beyond `linear`'s tolerance: it stays, and takes the kernels for every shape, which are slower.
 ///
 /// # Errors
 /// [`ferrum_kernels::Error::Unsupported`] when no kernel reads this dtype.
 pub(crate) fn prepare(cx: &Context, ring: &mut Ring, weight: &Weight) -> Result<PreparedWeight> {
-    let mut parts = Vec::new();
-    let mut first_row = 0;
-    for same in weight.parts.chunk_by(|a, b| a.dtype == b.dtype) {
-        let dtype = same[0].dtype;
+    let (mut parts, mut first_row, mut bytes) = (Vec::new(), 0, 0);
+    let kept = |part: &WeightPart| if part.dtype == DType::F32 { DType::BF16 } else { part.dtype };
+    for same in weight.parts.chunk_by(|a, b| kept(a) == kept(b)) {
+        let dtype = kept(&same[0]);
         if !dtype.is_float() {
             return Err(unsupported("linear", format!("{dtype} weights (`{}`)", weight.name)));
         }
-        let data = DeviceBuffer::new(cx.device(), same.iter().map(|p| p.data.len()).sum())?;
+        cx.lt(); // opened while loading, not in the middle of a step
+        let rows = same.iter().map(|p| p.rows).sum::<usize>();
+        let data = DeviceBuffer::new(cx.device(), 2 * rows * weight.cols)?;
         let mut at = data.ptr();
         for part in same {
-            // SAFETY: the buffer has room for the parts one behind the other.
-            unsafe { ring.upload(cx.stream(), at, part.data.as_slice())? };
-            at += part.data.len() as DevicePtr;
+            for piece in pieces(part) {
+                let piece = to_half(part.dtype, piece).map_err(|reason| Error::Weight { name: weight.name.clone(), reason })?;
+                // SAFETY: the buffer has room for the parts one behind the other.
+                unsafe { ring.upload(cx.stream(), at, &piece)? };
+                at += piece.len() as DevicePtr;
+            }
         }
-        let rows = same.iter().map(|p| p.rows).sum();
+        bytes += data.len();
         parts.push(Part { first_row, rows, layout: Layout::Dense { dtype, data } });
         first_row += rows;
     }
-    let bytes = weight.bytes();
     Ok(PreparedWeight::new(weight, bytes, Arc::new(CudaWeight { parts })))
 }
 
+/// A part in pieces that are converted one by one; what is not converted is one.
+fn pieces(part: &WeightPart) -> std::slice::Chunks<'_, u8> {
+    let data = part.data.as_slice();
+    data.chunks(if part.dtype == DType::F32 { 1 << 20 } else { data.len().max(1) })
+}
+
+/// F32 as BF16; 16-bit numbers as they are.
+fn to_half(dtype: DType, bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+    if dtype != DType::F32 {
+        return Ok(Cow::Borrowed(bytes));
+    }
+    let mut values = vec![0.0f32; bytes.len() / 4];
+    ferrum_kernels::quant::dequantize(dtype, bytes, &mut values).map_err(|e| e.to_string())?;
+    Ok(Cow::Owned(values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect()))
+}
+
+/// Queues what `op` asks for, in one kernel where there is one for it.
+///
+/// # Errors
+/// When an argument breaks the contract, no kernel takes its dtypes, or the device fails.
 pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()> {
     op.check()?;
-    if op.norm.is_some() || matches!(op.epilogue, Epilogue::ActMul { .. }) {
+    let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
+    let fused = match &weight.parts[..] {
+        [Part { layout: Layout::Dense { dtype: DType::BF16, .. }, .. }] => dense::fuses(cx, op)?,
+        _ => op.norm.is_none() && !matches!(op.epilogue, Epilogue::ActMul { .. }),
+    };
+    if !fused {
         return op.unfused(backend);
     }
-    let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
     for part in &weight.parts {
-        let out = op.out.narrow(1, part.first_row, part.rows);
+        // A single part stays whole: gated, its results are half as many as its rows.
+        let whole = weight.parts.len() == 1;
+        let out = if whole { op.out.clone() } else { op.out.narrow(1, part.first_row, part.rows) };
         let bias = op.bias.map(|b| b.narrow(0, part.first_row, part.rows));
+        let op = Linear { bias: bias.as_ref(), out: &out, ..*op };
         match &part.layout {
-            Layout::Dense { dtype, data } => {
-                naive::linear(cx, &Linear { bias: bias.as_ref(), out: &out, ..*op }, (*dtype, data))?;
-            }
+            Layout::Dense { dtype: DType::BF16, data } => dense::linear(cx, &op, data, part.rows)?,
+            Layout::Dense { dtype, data } => naive::linear(cx, &op, (*dtype, data))?,
         }
     }
     Ok(())
@@ -87,6 +125,6 @@ pub(crate) fn embed(cx: &Context, op: &Embed) -> Result<()> {
     let table: &CudaWeight = op.table.downcast(crate::NAME)?;
     let [part] = &table.parts[..] else { return Err(unsupported("embed", "a table of several dtypes")) };
     match &part.layout {
-        Layout::Dense { dtype, data } => naive::embed(cx, op, *dtype, data),
+        Layout::Dense { dtype, data } => naive::embed(cx, op, (*dtype, data)),
     }
 }

@@ -31,41 +31,27 @@ const ROWS: usize = 8;
 /// Tokens of a block: `TOKENS` of the kernel.
 const TOKENS: usize = 8;
 
-/// `out = x · wᵀ + bias` or `out += …` for a row-major weight of plain numbers; `op` has its rows in `out` and `bias`.
-pub(super) fn linear(cx: &Context, op: &Linear, (dtype, data): (DType, &DeviceBuffer)) -> Result<()> {
+/// `out = x · wᵀ + bias` or `out += …` for a row-major weight of 16-bit numbers.
+pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &DeviceBuffer)) -> Result<()> {
     let Linear { x, bias, out, .. } = *op;
+    let f16 = dtype == DType::F16;
     let kernel = match (x.dtype(), out.dtype()) {
-        (DType::F32, DType::F32) => match dtype {
-            DType::F32 => "linear_naive_f32_f32_f32",
-            DType::F16 => "linear_naive_f32_f16_f32",
-            _ => "linear_naive_f32_bf16_f32",
-        },
-        (DType::F16, DType::F16) => match dtype {
-            DType::F32 => "linear_naive_f16_f32_f16",
-            DType::F16 => "linear_naive_f16_f16_f16",
-            _ => "linear_naive_f16_bf16_f16",
-        },
-        (DType::F16, DType::F32) => match dtype {
-            DType::F32 => "linear_naive_f16_f32_f32",
-            DType::F16 => "linear_naive_f16_f16_f32",
-            _ => "linear_naive_f16_bf16_f32",
-        },
-        (DType::BF16, DType::BF16) => match dtype {
-            DType::F32 => "linear_naive_bf16_f32_bf16",
-            DType::F16 => "linear_naive_bf16_f16_bf16",
-            _ => "linear_naive_bf16_bf16_bf16",
-        },
-        (DType::BF16, DType::F32) => match dtype {
-            DType::F32 => "linear_naive_bf16_f32_f32",
-            DType::F16 => "linear_naive_bf16_f16_f32",
-            _ => "linear_naive_bf16_bf16_f32",
-        },
+        (DType::F32, DType::F32) if f16 => "linear_naive_f32_f16_f32",
+        (DType::F32, DType::F32) => "linear_naive_f32_bf16_f32",
+        (DType::F16, DType::F16) if f16 => "linear_naive_f16_f16_f16",
+        (DType::F16, DType::F16) => "linear_naive_f16_bf16_f16",
+        (DType::F16, DType::F32) if f16 => "linear_naive_f16_f16_f32",
+        (DType::F16, DType::F32) => "linear_naive_f16_bf16_f32",
+        (DType::BF16, DType::BF16) if f16 => "linear_naive_bf16_f16_bf16",
+        (DType::BF16, DType::BF16) => "linear_naive_bf16_bf16_bf16",
+        (DType::BF16, DType::F32) if f16 => "linear_naive_bf16_f16_f32",
+        (DType::BF16, DType::F32) => "linear_naive_bf16_bf16_f32",
         (from, to) => return Err(unsupported("linear", format!("{from} activations and {to} results"))),
     };
     let ([tokens, cols], rows) = ([x.shape()[0], x.shape()[1]], out.shape()[1]);
     let params = LinearNaiveParams {
         x: ptr(x)?,
-        weight: data.ptr(),
+        weight: weight.ptr(),
         bias: ptr_or_null(bias)?,
         out: ptr(out)?,
         x_stride: stride(x, 0),
@@ -94,14 +80,10 @@ struct EmbedDenseParams {
     scale: f32,
 }
 
-/// Rows of a table of plain numbers.
-pub(super) fn embed(cx: &Context, op: &Embed, dtype: DType, data: &DeviceBuffer) -> Result<()> {
+/// Rows of a table of 16-bit numbers.
+pub(super) fn embed(cx: &Context, op: &Embed, (dtype, data): (DType, &DeviceBuffer)) -> Result<()> {
     let to = op.out.dtype();
-    let kernel = match dtype {
-        DType::F32 => by_float!(to, "embed_dense_f32"),
-        DType::F16 => by_float!(to, "embed_dense_f16"),
-        _ => by_float!(to, "embed_dense_bf16"),
-    };
+    let kernel = if dtype == DType::F16 { by_float!(to, "embed_dense_f16") } else { by_float!(to, "embed_dense_bf16") };
     let [tokens, cols] = [op.out.shape()[0], op.out.shape()[1]];
     let params = EmbedDenseParams {
         ids: ptr(op.ids)?,

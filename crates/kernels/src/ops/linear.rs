@@ -137,6 +137,8 @@ pub(super) fn cases() -> Vec<Case> {
     for dtype in [DType::F32, DType::BF16, DType::Q4_K, DType::Q8_0, DType::Q4_0] {
         cases.push(case(format!("{dtype} m=130 n=200 k=1280"), 130, &[(200, dtype)], 1280, true));
     }
+    // More tokens than kernels for batches take.
+    cases.push(case("BF16 m=300 n=72 k=192".into(), 300, &[(72, DType::BF16)], 192, false));
     for odd in [1, 7, 100] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             cases.push(case(format!("{dtype} m=3 n=10 k={odd}"), 3, &[(10, dtype)], odd, true));

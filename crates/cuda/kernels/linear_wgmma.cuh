@@ -1,0 +1,231 @@
+// Dense BF16 linear by wgmma: tokens on the M side (tiles of 64·k), weight rows on the N side.
+#pragma once
+#include "hopper.cuh"
+#include "linear_dense.cuh"
+#include "wgmma.cuh"
+
+namespace linear_dense {
+
+struct LinearWgmmaParams {
+    CUtensorMap weight;  // [rows, cols] bf16 row-major; box 64 columns × ROWS / max(2, CT) rows, 128-byte swizzle
+    CUtensorMap x;       // [tokens, cols] bf16; box 64 columns × x_box rows, 128-byte swizzle
+    Output output;
+    int cols;
+    int x_box;               // tokens of one copy: TOKENS / CR; fewer where CR is 1 and there are fewer
+    uint64_t weight_policy;  // L2 eviction policy of the weights
+};
+
+template <int TOKENS, int ROWS, int WARPGROUPS, int CT, int CR, int SK, int STAGES>
+struct WgmmaTile {
+    static constexpr int K = 64;                                   // one 128-byte swizzle span
+    static constexpr int M_TILES = TOKENS / 64 / WARPGROUPS;       // per warpgroup
+    static constexpr int CLUSTER = CT * CR * SK;
+    static constexpr int W_BOX = ROWS / (CT > 2 ? CT : 2);         // weight rows of one copy; gated: never gates and ups
+    static constexpr int X_BYTES = TOKENS * K * 2;
+    static constexpr int STAGE_BYTES = X_BYTES + ROWS * K * 2;
+    static constexpr int ACC = ROWS / 2;                           // registers of one m64 tile
+    static constexpr int RED_STRIDE = ROWS + 4;                    // f32 row of the split-K exchange, off bank 0
+    static constexpr int THREADS = WARPGROUPS * 128 + 32;
+    static constexpr int SMEM = STAGES * STAGE_BYTES + 1024;
+    static_assert(TOKENS % (64 * WARPGROUPS) == 0 && M_TILES >= 1, "a warpgroup owns whole m64 tiles");
+    static_assert(W_BOX % 8 == 0 && TOKENS / CR % 8 == 0, "boxes start on a swizzle atom of 8 rows");
+    static_assert(M_TILES * ACC <= 128, "accumulators must leave registers for addresses");
+    static_assert(SK == 1 || TOKENS * RED_STRIDE * 4 <= STAGES * STAGE_BYTES, "partial sums reuse the stages");
+    static_assert(CLUSTER <= 8, "portable cluster size");
+};
+
+template <int TOKENS, int ROWS, int WARPGROUPS, int CT, int CR, int SK, int STAGES>
+__device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
+    using namespace hopper;
+    using Tile = WgmmaTile<TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES>;
+    extern __shared__ uint8_t smem_raw[];
+    __shared__ alignas(8) uint64_t full_bars[STAGES], empty_bars[STAGES];
+    const uint32_t smem = (smem_u32(smem_raw) + 1023) & ~1023u;
+    const uint32_t full = smem_u32(full_bars), empty = smem_u32(empty_bars);
+
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int rank = Tile::CLUSTER == 1 ? 0 : blockIdx.x % Tile::CLUSTER;
+    const int ct = rank % CT, cr = rank / CT % CR, sk = rank / (CT * CR);
+    const int clusters = gridDim.x / Tile::CLUSTER;
+    const Output& o = p.output;
+    const bool gated = is_gated(o.epilogue);
+    const int tile_columns = gated ? ROWS / 2 : ROWS;
+    const int token_groups = (o.tokens + TOKENS * CT - 1) / (TOKENS * CT);
+    const int row_groups = (o.columns + tile_columns * CR - 1) / (tile_columns * CR);
+    const int tiles = token_groups * row_groups;
+    const int k_all = (p.cols + Tile::K - 1) / Tile::K;
+    const int k_begin = k_all * sk / SK, k_steps = k_all * (sk + 1) / SK - k_begin;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            mbar_init(full + 8 * s, 1);
+            mbar_init(empty + 8 * s, WARPGROUPS * (CT + CR - 1));
+        }
+        mbar_fence_init();
+        prefetch_map(&p.weight);
+        prefetch_map(&p.x);
+    }
+    if (Tile::CLUSTER > 1) cluster_sync(); else __syncthreads();
+
+    if (warp == WARPGROUPS * 4) {  // producer
+        if (elect_one()) {
+            const uint16_t w_mask = ((1 << CT) - 1) << (rank - ct);
+            uint16_t x_mask = 0;
+#pragma unroll
+            for (int r = 0; r < CR; r++) x_mask |= 1 << (sk * CT * CR + r * CT + ct);
+            const int bytes = (CR * p.x_box + ROWS) * Tile::K * 2;
+            const uint32_t w_dst = smem + Tile::X_BYTES + ct * Tile::W_BOX * Tile::K * 2;
+            const uint32_t x_dst = smem + cr * p.x_box * Tile::K * 2;
+            int y_weight = 0, y_second = 0, y_x = 0;  // first rows of the copies of a tile
+            auto place = [&](int tile) {
+                const int row_group = tile / token_groups, token_group = tile - row_group * token_groups;
+                const int row = (row_group * CR + cr) * tile_columns + ct * Tile::W_BOX;
+                const int to_ups = gated ? o.columns - ROWS / 2 : 0;
+                y_weight = row + (ct * Tile::W_BOX >= ROWS / 2 ? to_ups : 0);
+                y_second = row + Tile::W_BOX + to_ups;
+                y_x = (token_group * CT + ct) * TOKENS + cr * p.x_box;
+            };
+            auto load_weight = [&](int column, int slot) {
+                const uint32_t dst = w_dst + slot * Tile::STAGE_BYTES, bar = full + 8 * slot;
+                if (CT > 1) {
+                    tensor_load_multicast(dst, &p.weight, column, y_weight, bar, w_mask, p.weight_policy);
+                } else {
+                    tensor_load(dst, &p.weight, column, y_weight, bar, p.weight_policy);
+                    tensor_load(dst + Tile::W_BOX * Tile::K * 2, &p.weight, column, y_second, bar, p.weight_policy);
+                }
+            };
+            auto load_x = [&](int column, int slot) {
+                const uint32_t dst = x_dst + slot * Tile::STAGE_BYTES, bar = full + 8 * slot;
+                if (CR > 1) tensor_load_multicast(dst, &p.x, column, y_x, bar, x_mask, EVICT_LAST);
+                else tensor_load(dst, &p.x, column, y_x, bar, EVICT_LAST);
+            };
+            int tile = blockIdx.x / Tile::CLUSTER;
+            const int begin = k_begin * Tile::K, end = (k_begin + k_steps) * Tile::K;
+            const int ahead = tile < tiles ? min(k_steps, STAGES) : 0;
+            place(tile);
+            for (int k = 0; k < ahead; k++) {  // weights are constant: fetch them while the kernel before still runs
+                mbar_expect(full + 8 * k, bytes);
+                load_weight(begin + k * Tile::K, k);
+            }
+            pdl_wait();
+            pdl_launch();
+            for (int k = 0; k < ahead; k++) load_x(begin + k * Tile::K, k);
+            int slot = ahead % STAGES, parity = ahead == STAGES ? 0 : 1;  // of the release to wait for; 1: none
+            int column = begin + ahead * Tile::K;
+            while (tile < tiles) {
+                for (; column < end; column += Tile::K) {
+                    mbar_wait(empty + 8 * slot, parity);
+                    mbar_expect(full + 8 * slot, bytes);
+                    load_weight(column, slot);
+                    load_x(column, slot);
+                    if (++slot == STAGES) slot = 0, parity ^= 1;
+                }
+                column = begin;
+                place(tile += clusters);
+            }
+        }
+        __syncwarp();
+    } else {  // consumers
+        const int wg = warp / 4, t = threadIdx.x % 128;
+        auto release = [&](int slot) {
+            if (CT * CR == 1) {
+                if (t == 0) mbar_arrive(empty + 8 * slot);
+            } else if (t < CT + CR - 1) {  // every CTA that copies into this one
+                int r = t - CT;
+                int peer = t < CT ? rank - ct + t : sk * CT * CR + (r + (r >= cr)) * CT + ct;
+                mbar_arrive_cluster(empty + 8 * slot, peer);
+            }
+        };
+        pdl_wait();
+        int slot = 0, phase = 0;
+        for (int tile = blockIdx.x / Tile::CLUSTER; tile < tiles; tile += clusters) {
+            float acc[Tile::M_TILES][Tile::ACC];
+            int previous = -1;
+            for (int k = 0; k < k_steps; k++) {
+                mbar_wait(full + 8 * slot, phase);
+                const uint32_t stage = smem + slot * Tile::STAGE_BYTES;
+                const uint64_t b = swizzle128_descriptor(stage + Tile::X_BYTES);
+                wgmma_fence();
+#pragma unroll
+                for (int m = 0; m < Tile::M_TILES; m++) {
+                    const uint64_t a = swizzle128_descriptor(stage + (wg * Tile::M_TILES + m) * 64 * Tile::K * 2);
+#pragma unroll
+                    for (int kk = 0; kk < Tile::K / 16; kk++)
+                        Wgmma<ROWS>::mma(acc[m], a + 2 * kk, b + 2 * kk, k > 0 || kk > 0);
+                }
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (previous >= 0) release(previous);
+                previous = slot;
+                if (++slot == STAGES) slot = 0, phase ^= 1;
+            }
+            wgmma_wait<0>();
+            if (SK == 1) release(previous);
+
+            const int row0 = (tile / token_groups * CR + cr) * tile_columns;
+            const int token0 = (tile % token_groups * CT + ct) * TOKENS;
+            if constexpr (SK == 1) {
+#pragma unroll
+                for (int m = 0; m < Tile::M_TILES; m++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const int token = token0 + (wg * Tile::M_TILES + m) * 64 + (t / 32) * 16 + h * 8 + lane / 4;
+                        emit_row<ROWS>(o, token, token < o.tokens, row0, lane % 4, acc[m] + 2 * h);
+                    }
+                }
+            } else {
+                named_barrier(1, WARPGROUPS * 128);  // all stages are read: partial sums may overwrite them
+                float* red = reinterpret_cast<float*>(smem_raw + (smem - smem_u32(smem_raw)));
+#pragma unroll
+                for (int m = 0; m < Tile::M_TILES; m++)
+#pragma unroll
+                    for (int j = 0; j < ROWS / 8; j++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const int row = (wg * Tile::M_TILES + m) * 64 + (t / 32) * 16 + h * 8 + lane / 4;
+                            *reinterpret_cast<float2*>(red + row * Tile::RED_STRIDE + 8 * j + 2 * (lane % 4)) =
+                                {acc[m][4 * j + 2 * h], acc[m][4 * j + 2 * h + 1]};
+                        }
+            }
+        }
+    }
+    if (Tile::CLUSTER > 1) cluster_sync();
+    if constexpr (SK > 1) {  // one tile per cluster: each K part sums and emits its share of the tokens, in fixed order
+        const int tile = blockIdx.x / Tile::CLUSTER;
+        if (warp < WARPGROUPS * 4 && tile < tiles) {
+            const int row0 = (tile / token_groups * CR + cr) * tile_columns;
+            const int token0 = (tile % token_groups * CT + ct) * TOKENS;
+            const int pairs = tile_columns / 2, count = TOKENS / SK * pairs, peer = rank % (CT * CR);
+            constexpr int NT = WARPGROUPS * 128, BATCH = 4;  // reads from other SMs take long: several in flight
+            for (int first = threadIdx.x; first < count; first += BATCH * NT) {
+                float2 part[BATCH][SK], up[BATCH][SK], old[BATCH];
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) {
+                    const int i = min(first + b * NT, count - 1), row = sk * (TOKENS / SK) + i / pairs, column = i % pairs * 2;
+                    const uint32_t at = smem + (row * Tile::RED_STRIDE + column) * 4;
+#pragma unroll
+                    for (int s = 0; s < SK; s++) {
+                        part[b][s] = load_cluster_f32x2(at, s * CT * CR + peer);
+                        if (gated) up[b][s] = load_cluster_f32x2(at + tile_columns * 4, s * CT * CR + peer);
+                    }
+                    old[b] = old_pair(o, token0 + row, row0 + column);
+                }
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) {
+                    const int i = first + b * NT;
+                    if (i >= count) continue;
+                    float2 value = {0.0f, 0.0f}, other = {0.0f, 0.0f};
+#pragma unroll
+                    for (int s = 0; s < SK; s++) {
+                        value.x += part[b][s].x, value.y += part[b][s].y;
+                        if (gated) other.x += up[b][s].x, other.y += up[b][s].y;
+                    }
+                    emit_pair(o, token0 + sk * (TOKENS / SK) + i / pairs, row0 + i % pairs * 2, value, other, old[b]);
+                }
+            }
+        }
+        cluster_sync();  // nobody leaves while its partial sums are being read
+    }
+}
+
+}  // namespace linear_dense

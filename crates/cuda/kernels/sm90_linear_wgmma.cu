@@ -1,0 +1,56 @@
+// linear_wgmma:  out[t, r] = Σ_k x[t, k] · w[r, k] for 17 tokens and more, with the epilogues of linear_dense.cuh
+//
+// Layout   w [rows, cols] and x [tokens, cols] bf16 row-major, cols % 8 == 0; tensor copies bring 64-column boxes in the
+//          128-byte swizzle.
+// A CTA    computes TOKENS × ROWS results at a time (gated: ROWS / 2 gates and their ups): one warp fetches stages of 64
+//          columns, WARPGROUPS warpgroups multiply, m64 tiles of tokens by n = ROWS weight rows, which leaves the rows of
+//          a tile free to divide a matrix evenly among 132 SMs.
+// Clusters CT CTAs share weight rows and CR share tokens: each copies its part of the shared operand to all of them.
+//          SK CTAs split the columns and add their sums through shared memory, in a fixed order.
+// Weights are fetched before the kernel in front has ended.
+// Bound    reading w up to about 128 tokens, then what an SM takes in (about 98 bytes a ns), then the tensor cores.
+//
+// Measured (H100 80GB HBM3, 2026-11-25, graphs of launches over weights beyond L2; the best of 8 algorithms of cuBLASLt in
+// brackets, without the activation):
+//   tokens  6144×4096            4096×4096 add      28672×4096 gated     4096×14336 add     128256×4096 f32
+//   64      18.3 µs (20.7)       14.3 µs (14.8)     80.9 µs (85.9)       43.7 µs (44.3)     385 µs (383)
+//   128     21.2 µs (21.2)       15.5 µs (15.0)     84.1 µs (89.0)       50.0 µs (44.6)     388 µs (399)
+//   256     24.2 µs (23.2)       18.8 µs (17.6)     96.1 µs (98.8)       56.9 µs (57.0)     467 µs (439)
+//   1024    71.1 µs (70.7)       50.6 µs (45.6)     356 µs (321)         166 µs (157)
+//   tokens  4096×1024            1024×2048 add      6144×1024 gated      1024×3072 add
+//   64      5.7 µs (5.4)         5.6 µs (5.3)       5.9 µs (6.7)         6.6 µs (7.2)
+//   256     6.4 µs (6.3)         6.2 µs (5.8)       8.9 µs (7.7)         8.3 µs (7.6)
+// Lost: copies shared by CR = 2 and 4 CTAs (4096×4096 at 64 tokens 16.1 µs instead of 14.1: the CTAs wait for each other
+// longer than L2 needs), 256 tokens a CTA (4096×14336 at 256 tokens 67 µs), a fence of the cluster at every release (three
+// times slower), one copy of all weight rows instead of two halves, and a producer that divides at every stage (25 µs
+// instead of 14 at 4096×4096): what a stage costs the one fetching thread is what narrow tiles are bound by.
+#include "linear_wgmma.cuh"
+
+using namespace linear_dense;
+
+// TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES
+#define INSTANCE(t, n, wg, ct, cr, sk, s)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(wg * 128 + 32, 1) linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk(            \
+        const __grid_constant__ LinearWgmmaParams p) {                                                                        \
+        linear_wgmma<t, n, wg, ct, cr, sk, s>(p);                                                                             \
+    }
+
+INSTANCE(64, 32, 1, 1, 1, 1, 16)
+INSTANCE(64, 32, 1, 1, 1, 4, 8)
+INSTANCE(64, 48, 1, 1, 1, 1, 14)
+INSTANCE(64, 64, 1, 1, 1, 1, 12)
+INSTANCE(64, 96, 1, 1, 1, 1, 10)
+INSTANCE(64, 112, 1, 1, 1, 1, 9)
+INSTANCE(64, 128, 1, 1, 1, 1, 8)
+INSTANCE(64, 192, 1, 1, 1, 1, 6)
+INSTANCE(64, 224, 1, 1, 1, 1, 5)
+INSTANCE(128, 32, 2, 1, 1, 1, 10)
+INSTANCE(128, 48, 2, 1, 1, 1, 9)
+INSTANCE(128, 64, 2, 1, 1, 1, 8)
+INSTANCE(128, 64, 2, 2, 1, 1, 8)
+INSTANCE(128, 96, 2, 2, 1, 1, 7)
+INSTANCE(128, 112, 2, 1, 1, 1, 7)
+INSTANCE(128, 128, 2, 1, 1, 1, 6)
+INSTANCE(128, 192, 2, 1, 1, 1, 5)
+INSTANCE(128, 224, 2, 2, 1, 1, 4)
+INSTANCE(128, 256, 2, 1, 1, 1, 4)
