@@ -16,27 +16,28 @@
 //               up in the block table, STAGES tiles in flight each
 //   GROUPS warpgroups own 64 query rows each: S = Q Kᵀ (wgmma, both from shared memory), online softmax in registers,
 //               O += P V (wgmma, P from registers, V read transposed through its descriptor)
-// A thread of these holds two rows: KEYS / 2 scores, head_dim / 2 outputs. The groups take turns in issuing products, so that
-// one's softmax runs beside the other's products; with OVERLAP the scores of the next key tile are also issued before the
-// softmax of this one. An item's first scores run beside the last values of the item before it.
+// A thread of these holds two rows: KEYS / 2 scores, head_dim / 2 outputs. One group's softmax runs beside another's products;
+// with OVERLAP the scores of the next key tile are also issued before the values of this one, and its softmax runs beside
+// those. An item's first scores run beside the last values of the item before it.
 // A second kernel adds up the parts of divided items.
 //
-// Bound: tensor cores (709 TFLOP/s is cuBLASLt's best on this device); at head_dim 64 exponentials need as long (16 a cycle).
+// Bound: tensor cores (709 TFLOP/s is cuBLASLt's best on this device); at head_dim 64 exponentials need as long (16 a cycle). A
+// prompt of 256 tokens is bound by memory: reading q and writing out alone take as long as its products.
 //
 // Measured on an H100 80GB HBM3, 2026-11-25, causal, TFLOP/s of the keys that are seen (heads/KV heads; queries/context):
 //   head_dim  heads   1×2048  1×8192  1×16384  16×1024  64×256  2048/30720  8192 in a window of 1024
-//         64  32/8       360     515      519      363     176         471       398
-//         80  32/32      377     497      519      366     163         498       370
-//         96  32/32      419     531      573      418     174         561       443
-//        128  32/8       523     669      688      512     272         676       547
-//        256  16/8       571     759      778      523     224         749       606
-// and 32/30720 at 32/8 heads of 128 in 74 µs, 128/8192 in 45 µs. With an F16 cache 646 at 1×8192.
+//         64  32/8       361     516      531      366     176         469       392
+//         80  32/32      383     504      525      365     164         480       373
+//         96  32/32      436     542      589      422     174         569       449
+//        128  32/8       534     677      696      515     262         693       548
+//        256  16/8       566     759      784      545     226         763       610
+// and at 32/8 heads of 128, 32/30720 in 62 µs (41 to read the cache), 128/8192 in 40 µs. With an F16 cache 643 at 1×8192.
 //
 // Lost: a quarter or an eighth of the exponentials as a cubic on the FMA pipe (−5 %, −3 % at head_dim 128; −8 %, −6 % at 64);
 // 96 keys per tile (−6 %); 3 groups with 64 keys at head_dim 128 (+1 % at 1×8192, −18 % at 16×1024) and with 96 keys at 80 and 96
 // (+9 %, −10 %); 4 groups with 64 keys at head_dim 64 (−3 %); items looked up and pages read by the warp that copies (16×1024: −10 %);
-// a fixed assignment of items to blocks (16×1024: −29 %);
-// head_dim 256 with 80 keys per tile (−17 %); the exponentials sinking below the wait for P V, which the assembler does unless a
+// a fixed assignment of items to blocks (16×1024: −29 %); groups that take turns in issuing products (±1 %); leaving out the half of
+// the first keys that a group does not see (±1 %, +3 % at head_dim 64); head_dim 256 with 80 keys per tile (−17 %); the exponentials sinking below the wait for P V, which the assembler does unless a
 // branch stands between them.
 
 #include "sm90_attn_prefill.cuh"

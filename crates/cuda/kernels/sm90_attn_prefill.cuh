@@ -1,6 +1,7 @@
 // The warps of the Hopper prefill kernel: sm90_attn_prefill.cu says what they do together.
 #pragma once
 
+#include "sm90_attn_prefill_softmax.cuh"
 #include "sm90_attn_prefill_work.cuh"
 
 namespace {
@@ -38,11 +39,10 @@ __device__ __forceinline__ void schedule(const AttnPrefillParams& p, Shared<C>& 
 
 // Reads the next work item; every warp but the scheduling one does.
 template <class C>
-__device__ __forceinline__ Work receive(Shared<C>& s, Slot<WORK_STAGES>& slot, int lane) {
+__device__ __forceinline__ Work receive(Shared<C>& s, Slot<WORK_STAGES>& slot) {
     sm90::barrier_wait(&s.work_full[slot.stage], slot.parity);
     const Work w = s.work[slot.stage];
-    __syncwarp();
-    if (lane == 0) sm90::barrier_arrive(&s.work_empty[slot.stage]);
+    sm90::barrier_arrive(&s.work_empty[slot.stage]);
     slot.advance();
     return w;
 }
@@ -83,7 +83,7 @@ __device__ __forceinline__ void load_queries_and_keys(const AttnPrefillParams& p
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k;
     for (;;) {
-        const Work w = receive<C>(s, slot, lane);
+        const Work w = receive<C>(s, slot);
         if (!w.rows) break;
         sm90::barrier_wait(&s.q_empty[q.stage], q.parity ^ 1);
         if (lane == 0) sm90::barrier_arrive_expect(&s.q_full[q.stage], C::COLUMNS * C::ROWS * ROW_BYTES);
@@ -99,91 +99,13 @@ __device__ __forceinline__ void load_values(const AttnPrefillParams& p, Shared<C
     Slot<WORK_STAGES> slot;
     Slot<C::STAGES> v;
     for (;;) {
-        const Work w = receive<C>(s, slot, lane);
+        const Work w = receive<C>(s, slot);
         if (!w.rows) break;
         load_tiles<C>(p, &p.v, s.v, s.v_full, s.v_empty, v, w, lane);
     }
 }
 
 // ---- consumer ------------------------------------------------------------------------------------------------------
-
-// Hides the keys after each row's position, or those that its window has left behind. `limit[r]` is the last key to be seen,
-// or the last not to be, relative to this thread's first key.
-template <bool AFTER, int COUNT>
-__device__ __forceinline__ void hide(float (&s)[COUNT], const int (&limit)[2]) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        const int key = i / 4 * 8 + (i & 1), last = limit[i / 2 % 2];
-        if (AFTER ? key > last : key <= last) s[i] = -INFINITY;
-    }
-}
-
-template <int COUNT>
-__device__ __forceinline__ void soft_cap(float (&s)[COUNT], float cap, float cap_log2) {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) s[i] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(s[i] * cap_log2));
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
-}
-
-// Online softmax of a thread's two rows: `s` becomes 2^(s · scale − max). The reference maximum moves only when some row of
-// the warp outgrows it by 2^8, so that the output is rarely rescaled; then it returns true and `factor` is what past
-// sums and outputs shrink by.
-template <int COUNT>
-__device__ __forceinline__ bool softmax(float (&s)[COUNT], float (&max)[2], float (&sum)[2], float (&factor)[2], float scale) {
-    float top[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
-#pragma unroll
-    for (int i = 4; i < COUNT; i++) top[i / 2 % 2][i & 1] = fmaxf(top[i / 2 % 2][i & 1], s[i]);
-    float now[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) now[r] = fmaxf(max[r], quad_max(fmaxf(top[r][0], top[r][1])));
-    bool moved = __any_sync(FULL, (now[0] - max[0]) * scale > 8.0f || (now[1] - max[1]) * scale > 8.0f);
-    if (moved) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            factor[r] = now[r] == max[r] ? 1.0f : exp2_fast((max[r] - now[r]) * scale);
-            sum[r] *= factor[r];
-            max[r] = now[r];
-        }
-    }
-    float offset[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) offset[r] = max[r] == -INFINITY ? 0.0f : max[r] * scale;
-    float part[2][2] = {};
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        s[i] = exp2_fast(fmaf(s[i], scale, -offset[i / 2 % 2]));
-        part[i / 2 % 2][i & 1] += s[i];
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) sum[r] += part[r][0] + part[r][1];
-    return moved;
-}
-
-// Transposes 4 words of each of 4 neighbouring lanes: word k of lane t goes to word t of lane k.
-__device__ __forceinline__ void quad_transpose(uint32_t (&r)[4], int t) {
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            if (k & step) continue;
-            uint32_t mine = t & step ? r[k] : r[k + step];
-            uint32_t other = __shfl_xor_sync(FULL, mine, step);
-            if (t & step) {
-                r[k] = other;
-            } else {
-                r[k + step] = other;
-            }
-        }
-    }
-}
 
 // Turns a group's 64 query rows from BF16 into F16, the cache's type, in place.
 template <class C>
@@ -195,7 +117,62 @@ __device__ __forceinline__ void queries_to_half(uint8_t (*q)[C::ROWS * ROW_BYTES
         *reinterpret_cast<uint32_t*>(pair) = Mma<f16>::pack(x.x, x.y);
     }
     sm90::async_proxy_fence();
-    sm90::named_sync(PRIVATE + group, 128);
+    sm90::named_sync(GROUP_BARRIER + group, 128);
+}
+
+// Values beyond the context may be anything, NaN too, and zero times NaN is NaN: clears rows `known`.. of a V tile. Every group
+// does so for itself.
+template <class C>
+__device__ __forceinline__ void zero_values(uint8_t (*tile)[C::KEYS * ROW_BYTES], int known, int group, int thread) {
+    const int words = (C::KEYS - known) * (ROW_BYTES / 16);
+    for (int i = thread; i < words * C::COLUMNS; i += 128) {
+        reinterpret_cast<uint4*>(tile[i / words] + known * ROW_BYTES)[i % words] = uint4{};
+    }
+    sm90::async_proxy_fence();
+    sm90::named_sync(GROUP_BARRIER + group, 128);
+}
+
+// Writes a thread's two rows: their outputs divided by their sums, or both as they are where the keys are divided.
+template <class C>
+__device__ __forceinline__ void write_out(const AttnPrefillParams& p, const Work& w, const float (&out)[C::OUT_PARTS][C::OUT_COLS / 2],
+                                          const float (&max)[2], const float (&sum)[2], int first_row, int quad) {
+    constexpr int WORDS = C::OUT_COLS / 8;  // of two columns that a thread has of a row; they are 8 columns apart
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int row = first_row + 8 * r, head = w.head + (row & ((1 << p.log2_pack) - 1));
+        const bool exists = row < w.rows;
+        const size_t at = size_t(w.token + (row >> p.log2_pack)) * p.heads + head;
+        float total = quad_sum(sum[r]);
+        if (w.part >= 0) {
+            if (!exists) continue;
+            const size_t part_at = size_t(w.part) * p.tokens * p.heads + at;
+            if (quad == 0) p.partial_sum[part_at] = float2{max[r] * p.scale_log2, total};
+#pragma unroll
+            for (int i = 0; i < C::OUT_PARTS * WORDS; i++) {
+                const float* pair = &out[i / WORDS][i % WORDS * 4 + 2 * r];
+                *reinterpret_cast<float2*>(p.partial + part_at * C::HEAD_DIM + i * 8 + quad * 2) = float2{pair[0], pair[1]};
+            }
+            continue;
+        }
+        if (p.sinks) total += exp2_fast(p.sinks[min(head, p.heads - 1)] * LOG2_E - max[r] * p.scale_log2);
+        const float inverse = 1.0f / total;
+        auto word = [&](int i) {
+            const float* pair = &out[i / WORDS][i % WORDS * 4 + 2 * r];
+            return Mma<bf16>::pack(pair[0] * inverse, pair[1] * inverse);
+        };
+        bf16* dst = p.out + at * C::HEAD_DIM;
+#pragma unroll
+        for (int i = 0; i + 4 <= C::OUT_PARTS * WORDS; i += 4) {
+            uint32_t four[4] = {word(i), word(i + 1), word(i + 2), word(i + 3)};
+            quad_transpose(four, quad);
+            if (exists) *reinterpret_cast<uint4*>(dst + (i + quad) * 8) = uint4{four[0], four[1], four[2], four[3]};
+        }
+#pragma unroll
+        for (int i = C::OUT_PARTS * WORDS / 4 * 4; i < C::OUT_PARTS * WORDS; i++) {
+            const uint32_t one = word(i);
+            if (exists) *reinterpret_cast<uint32_t*>(dst + i * 8 + quad * 2) = one;
+        }
+    }
 }
 
 template <class C>
@@ -239,11 +216,8 @@ __device__ __forceinline__ void consume(const AttnPrefillParams& p, Shared<C>& s
 #pragma unroll
         for (int i = 0; i < C::KEYS / 4; i++) probs[i / 4][i % 4] = Mma<T>::pack(scores[2 * i], scores[2 * i + 1]);
     };
-    auto take_turn = [&]() { sm90::named_sync(RING + group, 256); };
-    auto pass_turn = [&]() { sm90::named_arrive(RING + (group + 1) % C::GROUPS, 256); };
-
     auto next_item = [&]() {
-        const Work w = receive<C>(s, slot, lane);
+        const Work w = receive<C>(s, slot);
         if (w.rows) {
             sm90::barrier_wait(&s.q_full[q.stage], q.parity);
             if constexpr (std::is_same_v<T, f16>) queries_to_half<C>(s.q[q.stage], group, thread);
@@ -252,7 +226,6 @@ __device__ __forceinline__ void consume(const AttnPrefillParams& p, Shared<C>& s
         return w;
     };
 
-    if (group == C::GROUPS - 1) pass_turn();
     Work w = next_item();
     if (!w.rows) return;
     multiply_keys();
@@ -304,28 +277,19 @@ __device__ __forceinline__ void consume(const AttnPrefillParams& p, Shared<C>& s
         weigh(w.end - 1);
         pack();
 
-        // Values beyond the context may be anything, NaN too, and zero times NaN is NaN.
         const int known = w.context - (w.end - 1) * C::KEYS;
         if (known < C::KEYS) {
             sm90::barrier_wait(&s.v_full[v.stage], v.parity);
-            const int words = (C::KEYS - known) * (ROW_BYTES / 16);
-            for (int i = thread; i < words * C::COLUMNS; i += 128) {
-                uint8_t* tail = s.v[v.stage][i / words] + known * ROW_BYTES;
-                reinterpret_cast<uint4*>(tail)[i % words] = uint4{};
-            }
-            sm90::async_proxy_fence();
-            sm90::named_sync(PRIVATE + group, 128);
+            zero_values<C>(s.v[v.stage], known, group, thread);
         }
 
         bool started = false;
         if (C::OVERLAP && w.begin + 1 < w.end) sm90::barrier_wait(&s.k_full[k.stage], k.parity);
         for (int n = w.end - 2; n >= w.begin; n--) {
             if constexpr (C::OVERLAP) {
-                take_turn();
                 multiply_keys();
                 sm90::barrier_wait(&s.v_full[v.stage], v.parity);
                 multiply_values(started);
-                pass_turn();
                 sm90::mma_wait<1>();
                 sm90::pin(scores);
                 keys_done(n);
@@ -339,11 +303,9 @@ __device__ __forceinline__ void consume(const AttnPrefillParams& p, Shared<C>& s
                 values_done();
             } else {
                 sm90::barrier_wait(&s.v_full[v.stage], v.parity);
-                take_turn();
                 multiply_values(started);
                 sm90::barrier_wait(&s.k_full[k.stage], k.parity);
                 multiply_keys();
-                pass_turn();
                 sm90::mma_wait<1>();
                 pin_out();
                 values_done();
@@ -356,61 +318,16 @@ __device__ __forceinline__ void consume(const AttnPrefillParams& p, Shared<C>& s
             rescale();
             started = true;
         }
-        // The last values of this item, and the first scores of the next one while this one's output is written.
+        // The last values of this item, and the first scores of the next one while this one's output is written. After the
+        // last item the scores are of stale tiles, for nobody: a branch around products would cost more.
         sm90::barrier_wait(&s.v_full[v.stage], v.parity);
-        take_turn();
         multiply_values(started);
         const Work next = next_item();
-        multiply_keys();  // after the last item: of stale tiles, for nobody; a branch around products would cost more
-        pass_turn();
+        multiply_keys();
         sm90::mma_wait<1>();
         pin_out();
         values_done();
-
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int tile_row = row + 8 * r;
-            const int head = w.head + (tile_row & ((1 << p.log2_pack) - 1));
-            float total = quad_sum(sum[r]);
-            if (w.part >= 0) {
-                if (tile_row >= w.rows) continue;
-                const size_t at = (size_t(w.part) * p.tokens + w.token + (tile_row >> p.log2_pack)) * p.heads + head;
-                if (quad == 0) p.partial_sum[at] = float2{max[r] * p.scale_log2, total};
-#pragma unroll
-                for (int part = 0; part < C::OUT_PARTS; part++) {
-                    float* dst = p.partial + at * C::HEAD_DIM + part * C::OUT_COLS + quad * 2;
-#pragma unroll
-                    for (int i = 0; i < C::OUT_COLS / 8; i++) {
-                        *reinterpret_cast<float2*>(dst + i * 8) = float2{out[part][4 * i + 2 * r], out[part][4 * i + 2 * r + 1]};
-                    }
-                }
-                continue;
-            }
-            if (p.sinks) total += exp2_fast(p.sinks[min(head, p.heads - 1)] * LOG2_E - max[r] * p.scale_log2);
-            const float inverse = 1.0f / total;
-            const bool exists = tile_row < w.rows;
-            bf16* dst = p.out + (size_t(w.token + (tile_row >> p.log2_pack)) * p.heads + head) * C::HEAD_DIM;
-#pragma unroll
-            for (int part = 0; part < C::OUT_PARTS; part++) {
-                constexpr int WORDS = C::OUT_COLS / 8;  // of this row, 8 columns apart
-                auto word = [&](int i) {
-                    return Mma<bf16>::pack(out[part][4 * i + 2 * r] * inverse, out[part][4 * i + 2 * r + 1] * inverse);
-                };
-#pragma unroll
-                for (int i = 0; i + 4 <= WORDS; i += 4) {
-                    uint32_t four[4] = {word(i), word(i + 1), word(i + 2), word(i + 3)};
-                    quad_transpose(four, quad);
-                    if (exists) {
-                        *reinterpret_cast<uint4*>(dst + part * C::OUT_COLS + (i + quad) * 8) = uint4{four[0], four[1], four[2], four[3]};
-                    }
-                }
-#pragma unroll
-                for (int i = WORDS / 4 * 4; i < WORDS; i++) {
-                    uint32_t one = word(i);
-                    if (exists) *reinterpret_cast<uint32_t*>(dst + part * C::OUT_COLS + i * 8 + quad * 2) = one;
-                }
-            }
-        }
+        write_out<C>(p, w, out, max, sum, row, quad);
         sm90::mma_wait<0>();
         sm90::pin(scores);
         if (!next.rows) break;
@@ -429,7 +346,7 @@ __device__ __forceinline__ void attn_prefill(const AttnPrefillParams& p) {
         sm90::barrier_init(&s.work_wanted, 1);
         for (int i = 0; i < WORK_STAGES; i++) {
             sm90::barrier_init(&s.work_full[i], 1);
-            sm90::barrier_init(&s.work_empty[i], 4 * C::GROUPS + 2);
+            sm90::barrier_init(&s.work_empty[i], 128 * C::GROUPS + 64);
         }
         for (int i = 0; i < C::Q_STAGES; i++) {
             sm90::barrier_init(&s.q_full[i], 1);
@@ -463,47 +380,49 @@ __device__ __forceinline__ void attn_prefill(const AttnPrefillParams& p) {
     }
 }
 
-// Adds up the parts of divided contexts: one block per token, one warp per head. Rows whose keys were not divided are
-// complete already.
+// Adds up the parts of divided contexts: one warp per token (blockIdx.x) and head (blockIdx.y, 8 each). Rows whose keys were
+// not divided are complete already.
 template <class C>
 __device__ __forceinline__ void combine(const AttnPrefillParams& p) {
+    constexpr int PAIRS = (C::HEAD_DIM + 63) / 64;  // of columns that a lane has
     pdl_launch();
     pdl_wait();
-    const int token = blockIdx.x, lane = threadIdx.x % 32;
+    const int token = blockIdx.x, head = blockIdx.y * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     int before = 0;
     for (int s = lane; s < p.seqs; s += 32) before += p.cu_seqlens[s + 1] <= token;
     const int seq = __reduce_add_sync(FULL, before), splits = choose_splits<C>(p, lane);
-    if (splits == 1 || seq >= p.seqs) return;
+    if (splits == 1 || seq >= p.seqs || head >= p.heads) return;
     const int start = p.cu_seqlens[seq], query_len = p.cu_seqlens[seq + 1] - start, context = p.context_lens[seq];
     if (count_tiles<C>(p, query_len, context) == 0) return;
     const Range range = tile_range<C>(p, query_len, context, (token - start) / (C::ROWS >> p.log2_pack));
     const int parts = count_parts<C>(splits, range.end - range.begin);
     if (parts == 1) return;
-    for (int head = threadIdx.x / 32; head < p.heads; head += blockDim.x / 32) {
-        const size_t row = size_t(token) * p.heads + head, step = size_t(p.tokens) * p.heads;
-        float max = -INFINITY, sum = 0;
-        for (int i = 0; i < parts; i++) max = fmaxf(max, p.partial_sum[row + i * step].x);
-        if (p.sinks) sum = exp2_fast(p.sinks[head] * LOG2_E - max);
-        float2 out[(C::HEAD_DIM + 63) / 64] = {};
-        for (int i = 0; i < parts; i++) {
-            const float2 of_part = p.partial_sum[row + i * step];
-            const float weight = exp2_fast(of_part.x - max);
-            sum += of_part.y * weight;
-            const float* src = p.partial + (row + i * step) * C::HEAD_DIM;
+
+    const size_t row = size_t(token) * p.heads + head, step = size_t(p.tokens) * p.heads;
+    const float2 mine = lane < parts ? p.partial_sum[row + lane * step] : float2{-INFINITY, 0.0f};
+    const float max = warp_max(mine.x), weight = exp2_fast(mine.x - max);
+    float sum = warp_sum(mine.y * weight);
+    if (p.sinks) sum += exp2_fast(p.sinks[head] * LOG2_E - max);
+    float2 out[PAIRS] = {};
+#pragma unroll 4
+    for (int i = 0; i < parts; i++) {
+        const float of_part = __shfl_sync(FULL, weight, i);
+        const float* src = p.partial + (row + i * step) * C::HEAD_DIM;
 #pragma unroll
-            for (int d = lane * 2, n = 0; n < (C::HEAD_DIM + 63) / 64; d += 64, n++) {
-                if (d >= C::HEAD_DIM) continue;
-                const float2 x = *reinterpret_cast<const float2*>(src + d);
-                out[n].x += weight * x.x;
-                out[n].y += weight * x.y;
-            }
+        for (int n = 0; n < PAIRS; n++) {
+            const int column = n * 64 + lane * 2;
+            if (column >= C::HEAD_DIM) continue;
+            const float2 x = *reinterpret_cast<const float2*>(src + column);
+            out[n].x += of_part * x.x;
+            out[n].y += of_part * x.y;
         }
-        const float inverse = 1.0f / sum;
+    }
+    const float inverse = 1.0f / sum;
 #pragma unroll
-        for (int d = lane * 2, n = 0; n < (C::HEAD_DIM + 63) / 64; d += 64, n++) {
-            if (d >= C::HEAD_DIM) continue;
-            *reinterpret_cast<uint32_t*>(p.out + row * C::HEAD_DIM + d) = Mma<bf16>::pack(out[n].x * inverse, out[n].y * inverse);
-        }
+    for (int n = 0; n < PAIRS; n++) {
+        const int column = n * 64 + lane * 2;
+        if (column >= C::HEAD_DIM) continue;
+        *reinterpret_cast<uint32_t*>(p.out + row * C::HEAD_DIM + column) = Mma<bf16>::pack(out[n].x * inverse, out[n].y * inverse);
     }
 }
 

@@ -35,7 +35,7 @@ struct AttnPrefillParams {
     float softcap_log2;        // 2 · log2(e) · scale / softcap
     int tokens;
     int blocks;                // thread blocks of the attention kernel
-    int max_splits;            // 1: the keys of a query tile are never divided, and what follows is null
+    int max_splits;            // at most 32; 1: the keys of a query tile are never divided, and what follows is null
     float* partial;            // [max_splits, tokens, heads, head_dim] outputs of parts, not yet divided by their sums
     float2* partial_sum;       // [max_splits, tokens, heads] base-2 maximum and sum of parts
 };
@@ -45,9 +45,7 @@ namespace {
 constexpr int ROW_BYTES = 128;  // a row of a tile in shared memory: 64 columns
 constexpr int WORK_STAGES = 4;  // work items between the scheduling warp and the others
 constexpr int LEAD_TILES = 4;   // K tiles of an item left to load when a block takes its next item
-constexpr int RING = 1;         // named barriers RING + group: whose turn it is on the tensor cores
-constexpr int PRIVATE = 8;      // named barriers PRIVATE + group: one consumer group
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr int GROUP_BARRIER = 1;  // hardware barriers GROUP_BARRIER + group: one consumer group
 constexpr int L2_BYTES = 32 << 20;  // K and V that should stay in L2 while heads share them
 constexpr int MIN_PART_KEYS = 512;  // a part of a divided context has at least as many
 
@@ -110,12 +108,6 @@ struct Slot {
         }
     }
 };
-
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // ---- division of the work ------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ const MAX_PACK: usize = 16;
 /// The most parts that the keys of a query tile are divided into, and the memory that their outputs may take.
 const MAX_SPLITS: usize = 16;
 const MAX_PARTIAL_BYTES: usize = 64 << 20;
-/// Threads of a block of the kernel that adds parts up.
-const COMBINE_THREADS: u32 = 256;
+/// Heads, of one token, of a block of the kernel that adds parts up: a warp each.
+const COMBINE_HEADS: usize = 8;
 
 /// An instance of the kernel. Must equal the list at the end of the kernel's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,8 +253,10 @@ pub(super) fn run(cx: &Context, op: &Attention, min_query_len: usize) -> Result<
     // the index tensors hold is the runner's to get right. The counters are zero, and the kernel's last block zeroes them.
     unsafe { cx.launch(STEM, if f16 { tile.f16 } else { tile.bf16 }, grid, &params) }?;
     if max_splits > 1 {
+        let blocks = [tokens as u32, heads.div_ceil(COMBINE_HEADS) as u32, 1];
+        let grid = Grid { blocks, ..Grid::new(1, 32 * COMBINE_HEADS as u32) };
         // SAFETY: as above, and the workspace holds the parts until this kernel has ended.
-        unsafe { cx.launch(STEM, tile.combine, Grid::new(tokens, COMBINE_THREADS), &params) }?;
+        unsafe { cx.launch(STEM, tile.combine, grid, &params) }?;
     }
     Ok(())
 }
