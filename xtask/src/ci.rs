@@ -1,6 +1,6 @@
 //! The steps of `cargo xtask ci`, cheap ones first.
 
-use crate::{cuda, tidy, tools};
+use crate::{cuda, instructions, tidy, tools};
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +23,7 @@ const STEPS: &[Step] = &[
     ("no cuda", |root| cargo(root, "clippy --locked --package ferrum --all-targets -- -D warnings")),
     // Tests on real weights look into `.models` and skip, saying so, when it is empty.
     ("model", |root| cargo(root, "run --locked --package ferrum -- pull --models-dir .models smollm2:135m")),
+    ("instructions", |root| instructions::run(root, false)),
     ("test", |root| cargo(root, "test --locked --workspace --features ferrum/cuda")),
 ];
 

@@ -3,6 +3,7 @@
 mod bench_cpu;
 mod ci;
 mod cuda;
+mod instructions;
 mod tidy;
 mod tools;
 
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench-cpu  Ferrum against llama.cpp on this machine; shows its flags when given none
   ci     everything that must pass: formatting, lints, tidy, spelling, dependencies, tests
   cuda-toolchain  installs the CUDA compiler into .cuda, for builds with the feature `cuda`
+  instructions  counts the instructions of the hottest CPU kernels; `--write` makes the counts the golden ones
   tidy   the rules that no compiler knows: crate layout, file length, environment variables, unsafe, output";
 
 fn main() -> ExitCode {
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
         ["bench-cpu", ..] => bench_cpu::run(&root, &args[1..]),
         ["ci"] => ci::run(&root),
         ["cuda-toolchain"] => cuda::install(&root),
+        ["instructions"] => instructions::run(&root, false),
+        ["instructions", "--write"] => instructions::run(&root, true),
         ["tidy"] => tidy::run(&root),
         _ => Err(anyhow!("{USAGE}")),
     };

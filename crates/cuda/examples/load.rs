@@ -11,7 +11,7 @@ use std::{
 };
 
 use ferrum_cuda::CudaBackend;
-use ferrum_kernels::{Backend, DType, HostBytes, Weight};
+use ferrum_kernels::{Backend, DType, HostBytes, Owner, Weight};
 use memmap2::Mmap;
 
 const COLS: usize = 8192;
@@ -35,16 +35,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let opened = start.elapsed();
     let file = File::open(&path)?;
     // SAFETY: nobody writes to the file while it is mapped.
-    let map = Arc::new(unsafe { Mmap::map(&file)? });
+    let map = Arc::new(Mapped(unsafe { Mmap::map(&file)? }));
     let mut weights = Vec::new();
     let start = Instant::now();
-    for n in 0..map.len() / (2 * ROWS * COLS) {
+    for n in 0..map.0.len() / (2 * ROWS * COLS) {
         let data = HostBytes::from_owner(map.clone(), n * 2 * ROWS * COLS..(n + 1) * 2 * ROWS * COLS).ok_or("the file is too short")?;
         weights.push(backend.prepare(Weight::new("w", DType::BF16, [ROWS, COLS], data)?)?);
     }
     backend.synchronize()?;
     let loaded = start.elapsed();
-    let rate = map.len() as f64 / loaded.as_secs_f64() / 1e9;
+    let rate = map.0.len() as f64 / loaded.as_secs_f64() / 1e9;
     println!("opened in {opened:.2?}, {} weights of {} bytes in {loaded:.2?}: {rate:.1} GB/s", weights.len(), 2 * ROWS * COLS);
     Ok(())
+}
+
+struct Mapped(Mmap);
+
+impl Owner for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }

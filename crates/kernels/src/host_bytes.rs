@@ -1,8 +1,22 @@
 //! Bytes in host memory that someone else may own: a file mapping, a vector, a download.
 
 use std::fmt;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
+
+/// Whoever keeps the bytes: returns the same ones on every call, as a vector or a read-only mapping does.
+pub trait Owner: Send + Sync {
+    fn bytes(&self) -> &[u8];
+
+    /// The bytes of `range` will hardly be read again: memory that can be filled anew from elsewhere may be given back.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl Owner for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
 
 /// A range of bytes kept alive by a shared owner. Cloning and slicing copy no bytes.
 ///
@@ -10,7 +24,7 @@ use std::sync::Arc;
 /// whether the bytes are mapped or allocated.
 #[derive(Clone)]
 pub struct HostBytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     start: usize,
     len: usize,
 }
@@ -23,10 +37,8 @@ impl HostBytes {
     }
 
     /// The part `range` of what `owner` holds, or `None` when the range is reversed or reaches past the end.
-    ///
-    /// `owner` must return the same bytes on every call, as a vector or a read-only mapping does.
-    pub fn from_owner(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: impl RangeBounds<usize>) -> Option<Self> {
-        let total = (*owner).as_ref().len();
+    pub fn from_owner(owner: Arc<dyn Owner>, range: impl RangeBounds<usize>) -> Option<Self> {
+        let total = owner.bytes().len();
         let (start, len) = checked_range(range, total)?;
         Some(Self { owner, start, len })
     }
@@ -39,7 +51,16 @@ impl HostBytes {
 
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.start..self.start + self.len]
+        &self.owner.bytes()[self.start..self.start + self.len]
+    }
+
+    /// Tells the owner that the part `range` will hardly be read again. It can be, at the price of fetching it.
+    ///
+    /// # Panics
+    /// When the range is reversed or reaches past the end.
+    pub fn release(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
+        self.owner.release(self.start + range.start..self.start + range.end);
     }
 
     /// Number of bytes.

@@ -18,7 +18,7 @@ pub use backend::{Backend, DeviceInfo, Graph, ImmediateReadback, Readback};
 pub use contract::{Contract, DTypes};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use host_bytes::HostBytes;
+pub use host_bytes::{HostBytes, Owner};
 pub use reference::ReferenceBackend;
 pub use tensor::{MAX_RANK, Storage, Tensor};
 pub use weight::{PreparedWeight, Weight, WeightPart};

@@ -218,8 +218,4 @@ impl TensorSource for FileSource<'_> {
     fn tensor(&self, name: &str, _shape: &[usize]) -> Result<TensorView, FileError> {
         self.0.tensor(name)
     }
-
-    fn copied(&self, name: &str) {
-        self.0.table().release(name);
-    }
 }

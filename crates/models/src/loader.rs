@@ -18,9 +18,6 @@ pub trait TensorSource {
     /// # Errors
     /// When the tensor is not there or cannot be computed with.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView, FileError>;
-
-    /// The backend has a copy of the tensor; its bytes will hardly be read again.
-    fn copied(&self, _name: &str) {}
 }
 
 /// Builds layers for one backend.
@@ -92,13 +89,7 @@ impl<'a> Loader<'a> {
         let weight = stacked.ok_or_else(|| Error::MissingTensors { names: vec!["a matrix of no parts".into()] })?;
         match self.from {
             From::Inventory(_) => Ok(PreparedWeight::new(&weight, 0, Arc::new(()))),
-            From::Source(source) => {
-                let prepared = self.backend.prepare(weight)?;
-                if prepared.bytes() > 0 {
-                    parts.iter().for_each(|(name, _)| source.copied(&self.checkpoint_name(&format!("{name}.weight"))));
-                }
-                Ok(prepared)
-            }
+            From::Source(_) => Ok(self.backend.prepare(weight)?),
         }
     }
 
@@ -154,7 +145,10 @@ impl<'a> Loader<'a> {
 
     /// The tensor, or `None` when this is an inventory.
     fn view(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView>> {
-        let name = self.checkpoint_name(name);
+        let name = match &self.names {
+            Names::HuggingFace => name.to_owned(),
+            Names::Gguf(architecture) => gguf_names::from_hugging_face(architecture, name),
+        };
         match self.from {
             From::Inventory(inventory) => {
                 inventory.wanted.borrow_mut().insert(name, shape.to_vec());
@@ -167,13 +161,6 @@ impl<'a> Loader<'a> {
                 }
                 Ok(Some(view))
             }
-        }
-    }
-
-    fn checkpoint_name(&self, name: &str) -> String {
-        match &self.names {
-            Names::HuggingFace => name.to_owned(),
-            Names::Gguf(architecture) => gguf_names::from_hugging_face(architecture, name),
         }
     }
 }

@@ -106,7 +106,7 @@ impl Programs<'_> {
     /// Bytes of the weights that a token reads: all but an embedding table that is not the output head too.
     pub fn bytes_per_token(&self) -> anyhow::Result<f64> {
         let shown = last_json(&run(self.command(self.ferrum, &["show", "--tensors", "--json"], self.ours))?.stdout)?;
-        let tensors = shown["tensors"].as_array().context("`ferrum show` lists no tensors")?;
+        let tensors = shown["tensor_list"].as_array().context("`ferrum show` lists no tensors")?;
         let of = |name: &str| tensors.iter().find(|t| t["name"].as_str().is_some_and(|n| n.starts_with(name)));
         let all = tensors.iter().map(|t| number(&t["bytes"])).sum::<anyhow::Result<f64>>()?;
         let embedding = of("token_embd").or_else(|| of("model.embed_tokens")).filter(|_| of("output.").or_else(|| of("lm_head")).is_some());

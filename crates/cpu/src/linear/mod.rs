@@ -190,7 +190,7 @@ fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, dtype: DType, rows: u
         return Ok((Rows::AsStored(data.clone()), 0));
     }
     let lanes = x86::lanes(how.simd);
-    let panels = panels::Panels::new(pool, &mut scratch.arena, lanes, dtype, rows, data.as_slice())?;
+    let panels = panels::Panels::new(pool, &mut scratch.arena, lanes, dtype, rows, data)?;
     let bytes = panels.panel_bytes() * rows.div_ceil(lanes);
     Ok((Rows::Panels(panels), bytes))
 }

@@ -10,7 +10,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use ferrum_kernels::{DType, Result, quant};
+use ferrum_kernels::{DType, HostBytes, Result, quant};
 
 use crate::{
     pool::Pool,
@@ -23,6 +23,9 @@ pub(super) struct Shape {
     pub halves: usize,
     pub bytes: usize,
     pub words: usize,
+    /// Words that are other than in the block: those before the ones that lie in it from `from` on
+    bits: usize,
+    from: usize,
 }
 
 impl Shape {
@@ -39,21 +42,26 @@ impl Shape {
     /// # Panics
     /// For a dtype that has no blocks.
     pub const fn of(dtype: DType) -> Self {
-        let (halves, bytes, words) = match dtype {
-            DType::Q4_0 | DType::IQ4_NL => (1, 0, 4),
-            DType::Q4_1 => (2, 0, 4),
-            DType::Q5_0 => (1, 0, 5),
-            DType::Q5_1 => (2, 0, 5),
-            DType::Q8_0 => (1, 0, 8),
-            DType::Q2_K => (2, 16, 16),
-            DType::Q3_K => (1, 16, 24),
-            DType::Q4_K => (2, 16, 32),
-            DType::Q5_K => (2, 16, 40),
-            DType::Q6_K => (1, 16, 48),
-            DType::IQ4_XS => (1, 8, 32),
+        let (halves, bytes, words, bits, from) = match dtype {
+            DType::Q4_0 | DType::IQ4_NL => (1, 0, 4, 0, 2),
+            DType::Q4_1 => (2, 0, 4, 0, 4),
+            DType::Q5_0 => (1, 0, 5, 1, 6),
+            DType::Q5_1 => (2, 0, 5, 1, 8),
+            DType::Q8_0 => (1, 0, 8, 0, 2),
+            DType::Q2_K => (2, 16, 16, 0, 16),
+            DType::Q3_K => (1, 16, 24, 0, 0),
+            DType::Q4_K => (2, 16, 32, 0, 16),
+            DType::Q5_K => (2, 16, 40, 0, 16),
+            DType::Q6_K => (1, 16, 48, 0, 0),
+            DType::IQ4_XS => (1, 8, 32, 0, 8),
             DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => panic!("not a block type"),
         };
-        Self { halves, bytes, words }
+        Self { halves, bytes, words, bits, from }
+    }
+
+    /// Bytes of the block that go into the panel as they are.
+    const fn words_in_block(self) -> Range<usize> {
+        self.from..self.from + 4 * (self.words - self.bits)
     }
 }
 
@@ -69,21 +77,23 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Rearranges `rows` rows of whole blocks; `data` holds exactly these.
+    /// Rearranges `rows` rows of whole blocks; `data` holds exactly these and is released.
     ///
     /// # Errors
     /// When memory is short.
-    pub fn new(pool: &Pool, arena: &mut Arena, lanes: usize, dtype: DType, rows: usize, data: &[u8]) -> Result<Self> {
+    pub fn new(pool: &Pool, arena: &mut Arena, lanes: usize, dtype: DType, rows: usize, data: &HostBytes) -> Result<Self> {
         let row_bytes = data.len() / rows.max(1);
         let blocks = row_bytes / dtype.block_bytes();
         let count = rows.div_ceil(lanes);
         let (storage, start) = arena.take(count * lanes * blocks * Shape::of(dtype).block_bytes())?;
         let panels = Self { storage, start, dtype, lanes, blocks };
-        let chunk = (256 * 1024 / panels.panel_bytes().max(1)).max(1);
+        let chunk = (1 << 20) / panels.panel_bytes().max(1);
         pool.chunks(count, chunk, &|_, range| {
             // SAFETY: the memory was taken for this matrix alone, and each panel belongs to one chunk.
             let to = unsafe { std::slice::from_raw_parts_mut(panels.panel(range.start), range.len() * panels.panel_bytes()) };
-            fill(dtype, lanes, &data[range.start * lanes * row_bytes..(range.end * lanes).min(rows) * row_bytes], row_bytes, to);
+            let from = range.start * lanes * row_bytes..(range.end * lanes).min(rows) * row_bytes;
+            fill(dtype, lanes, &data[from.clone()], row_bytes, to);
+            data.release(from);
         });
         Ok(panels)
     }
@@ -110,54 +120,55 @@ impl Panels {
         let lane = row % self.lanes;
         // SAFETY: the panel lies in the memory that was taken for this matrix, which nobody writes any more.
         let panel = unsafe { std::slice::from_raw_parts(self.panel(row / self.lanes), self.panel_bytes()) };
+        let shape = Shape::of(self.dtype);
+        let first_word = shape.offsets(self.lanes).1 + 4 * shape.bits * self.lanes;
         let (mut fields, mut block) = (Fields::default(), [0; 210]);
         let block = &mut block[..self.dtype.block_bytes()];
         for (packed, out) in panel.chunks_exact(panel.len() / self.blocks).zip(out.chunks_exact_mut(self.dtype.block_len())) {
-            fields.read(Shape::of(self.dtype), self.lanes, lane, packed);
+            fields.read(shape, self.lanes, lane, packed);
             join(self.dtype, &fields, block);
+            for (n, word) in block[shape.words_in_block()].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *word = word_at(packed, first_word + 4 * (n * self.lanes + lane)).to_le_bytes();
+            }
             quant::dequantize(self.dtype, block, out).expect("a whole block");
         }
     }
 }
 
-/// The block of one row, taken apart.
+/// What of the block of one row is not plain words.
+#[derive(Default)]
 struct Fields {
     halves: [u16; 2],
     bytes: [u8; 16],
-    words: [u32; 48],
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        Self { halves: [0; 2], bytes: [0; 16], words: [0; 48] }
-    }
+    /// Of Q5_0 and Q5_1
+    bits: u32,
 }
 
 impl Fields {
     #[inline(always)]
-    fn write(&self, shape: Shape, lanes: usize, lane: usize, block: &mut [u8]) {
+    fn write(&self, shape: Shape, lanes: usize, lane: usize, panel: &mut [u8]) {
         let (bytes, words) = shape.offsets(lanes);
-        for (n, half) in self.halves[..shape.halves].iter().enumerate() {
-            block[2 * (n * lanes + lane)..][..2].copy_from_slice(&half.to_le_bytes());
+        for (half, to) in self.halves[..shape.halves].iter().zip(panel[2 * lane..].chunks_mut(2 * lanes)) {
+            to[..2].copy_from_slice(&half.to_le_bytes());
         }
-        for (n, &byte) in self.bytes[..shape.bytes].iter().enumerate() {
-            block[bytes + n * lanes + lane] = byte;
+        for (&byte, to) in self.bytes[..shape.bytes].iter().zip(panel[bytes + lane..].chunks_mut(lanes)) {
+            to[0] = byte;
         }
-        for (n, word) in self.words[..shape.words].iter().enumerate() {
-            block[words + 4 * (n * lanes + lane)..][..4].copy_from_slice(&word.to_le_bytes());
+        if shape.bits == 1 {
+            panel[words + 4 * lane..][..4].copy_from_slice(&self.bits.to_le_bytes());
         }
     }
 
-    fn read(&mut self, shape: Shape, lanes: usize, lane: usize, block: &[u8]) {
+    fn read(&mut self, shape: Shape, lanes: usize, lane: usize, panel: &[u8]) {
         let (bytes, words) = shape.offsets(lanes);
         for (n, half) in self.halves[..shape.halves].iter_mut().enumerate() {
-            *half = half_at(block, 2 * (n * lanes + lane));
+            *half = half_at(panel, 2 * (n * lanes + lane));
         }
         for (n, byte) in self.bytes[..shape.bytes].iter_mut().enumerate() {
-            *byte = block[bytes + n * lanes + lane];
+            *byte = panel[bytes + n * lanes + lane];
         }
-        for (n, word) in self.words[..shape.words].iter_mut().enumerate() {
-            *word = word_at(block, words + 4 * (n * lanes + lane));
+        if shape.bits == 1 {
+            self.bits = word_at(panel, words + 4 * lane);
         }
     }
 }
@@ -169,8 +180,8 @@ fn fill(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut 
         ($($dtype:ident)*) => {
             match (dtype, lanes) {
                 $((DType::$dtype, 16) => fill_panels(DType::$dtype, 16, rows, row_bytes, panels),
-                  (DType::$dtype, _) => fill_panels(DType::$dtype, lanes, rows, row_bytes, panels),)*
-                _ => unreachable!("`Shape::of` refused it"),
+                  (DType::$dtype, 8) => fill_panels(DType::$dtype, 8, rows, row_bytes, panels),)*
+                _ => unreachable!("no kernel has panels of {lanes} {dtype} rows"),
             }
         };
     }
@@ -180,50 +191,42 @@ fn fill(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut 
 #[inline(always)]
 fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
     let (shape, block_bytes) = (Shape::of(dtype), dtype.block_bytes());
+    let first_word = shape.offsets(lanes).1 + 4 * shape.bits * lanes;
     let mut fields = Fields::default();
     for (rows, panel) in rows.chunks(lanes * row_bytes).zip(panels.chunks_exact_mut(lanes * row_bytes / block_bytes * shape.block_bytes()))
     {
         for (n, to) in panel.chunks_exact_mut(lanes * shape.block_bytes()).enumerate() {
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                split(dtype, &row[n * block_bytes..][..block_bytes], &mut fields);
+                let block = &row[n * block_bytes..][..block_bytes];
+                split(dtype, block, &mut fields);
                 fields.write(shape, lanes, lane, to);
+                let words = to[first_word + 4 * lane..].chunks_mut(4 * lanes);
+                for (word, to) in block[shape.words_in_block()].as_chunks::<4>().0.iter().zip(words) {
+                    to[..4].copy_from_slice(word);
+                }
             }
         }
     }
 }
 
+/// Takes all but the plain words.
 #[inline(always)]
 fn split(dtype: DType, block: &[u8], f: &mut Fields) {
     let half = |f: &mut Fields, n: usize, at: usize| f.halves[n] = half_at(block, at);
-    let words = |f: &mut Fields, first: usize, from: Range<usize>| {
-        for (word, bytes) in f.words[first..].iter_mut().zip(block[from].as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-    };
     if dtype.block_len() == 32 || matches!(dtype, DType::Q4_K | DType::Q5_K | DType::IQ4_XS) {
         half(f, 0, 0);
     }
     match dtype {
-        DType::Q4_0 | DType::IQ4_NL => words(f, 0, 2..18),
-        DType::Q8_0 => words(f, 0, 2..34),
-        DType::Q4_1 => {
-            half(f, 1, 2);
-            words(f, 0, 4..20);
-        }
-        DType::Q5_0 => {
-            f.words[0] = bits_by_step(word_at(block, 2));
-            words(f, 1, 6..22);
-        }
+        DType::Q4_1 => half(f, 1, 2),
+        DType::Q5_0 => f.bits = bits_by_step(word_at(block, 2)),
         DType::Q5_1 => {
             half(f, 1, 2);
-            f.words[0] = bits_by_step(word_at(block, 4));
-            words(f, 1, 8..24);
+            f.bits = bits_by_step(word_at(block, 4));
         }
         DType::Q2_K => {
             half(f, 0, 80);
             half(f, 1, 82);
             f.bytes.copy_from_slice(&block[..16]);
-            words(f, 0, 16..80);
         }
         DType::Q3_K => {
             half(f, 0, 108);
@@ -231,7 +234,6 @@ fn split(dtype: DType, block: &[u8], f: &mut Fields) {
                 let (low, high) = (block[96 + j % 8] >> (4 * (j / 8)) & 15, block[104 + j % 4] >> (2 * (j / 4)) & 3);
                 *scale = (low | high << 4).wrapping_sub(32);
             }
-            words(f, 0, 0..96);
         }
         DType::Q4_K | DType::Q5_K => {
             half(f, 1, 2);
@@ -241,12 +243,10 @@ fn split(dtype: DType, block: &[u8], f: &mut Fields) {
                 f.bytes[4 + j] = b[8 + j] & 15 | b[j] >> 6 << 4;
                 f.bytes[12 + j] = b[8 + j] >> 4 | b[4 + j] >> 6 << 4;
             }
-            words(f, 0, 16..dtype.block_bytes());
         }
         DType::Q6_K => {
             half(f, 0, 208);
             f.bytes.copy_from_slice(&block[192..208]);
-            words(f, 0, 0..192);
         }
         DType::IQ4_XS => {
             let high = half_at(block, 2);
@@ -254,45 +254,29 @@ fn split(dtype: DType, block: &[u8], f: &mut Fields) {
                 let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
                 f.bytes[j] = (low | ((high >> (2 * j)) as u8 & 3) << 4).wrapping_sub(32);
             }
-            words(f, 0, 8..136);
         }
-        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => {}
+        _ => {}
     }
 }
 
-/// The inverse of [`split`].
+/// The inverse of [`split`]; leaves the plain words out.
 fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
     let half = |block: &mut [u8], n: usize, at: usize| block[at..at + 2].copy_from_slice(&f.halves[n].to_le_bytes());
-    let words = |block: &mut [u8], first: usize, to: Range<usize>| {
-        for (bytes, word) in block[to].as_chunks_mut::<4>().0.iter_mut().zip(&f.words[first..]) {
-            *bytes = word.to_le_bytes();
-        }
-    };
     block.fill(0);
     if dtype.block_len() == 32 || matches!(dtype, DType::Q4_K | DType::Q5_K | DType::IQ4_XS) {
         half(block, 0, 0);
     }
     match dtype {
-        DType::Q4_0 | DType::IQ4_NL => words(block, 0, 2..18),
-        DType::Q8_0 => words(block, 0, 2..34),
-        DType::Q4_1 => {
-            half(block, 1, 2);
-            words(block, 0, 4..20);
-        }
-        DType::Q5_0 => {
-            block[2..6].copy_from_slice(&bits_by_element(f.words[0]).to_le_bytes());
-            words(block, 1, 6..22);
-        }
+        DType::Q4_1 => half(block, 1, 2),
+        DType::Q5_0 => block[2..6].copy_from_slice(&bits_by_element(f.bits).to_le_bytes()),
         DType::Q5_1 => {
             half(block, 1, 2);
-            block[4..8].copy_from_slice(&bits_by_element(f.words[0]).to_le_bytes());
-            words(block, 1, 8..24);
+            block[4..8].copy_from_slice(&bits_by_element(f.bits).to_le_bytes());
         }
         DType::Q2_K => {
             half(block, 0, 80);
             half(block, 1, 82);
             block[..16].copy_from_slice(&f.bytes);
-            words(block, 0, 16..80);
         }
         DType::Q3_K => {
             half(block, 0, 108);
@@ -301,7 +285,6 @@ fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
                 block[96 + j % 8] |= (scale & 15) << (4 * (j / 8));
                 block[104 + j % 4] |= (scale >> 4) << (2 * (j / 4));
             }
-            words(block, 0, 0..96);
         }
         DType::Q4_K | DType::Q5_K => {
             half(block, 1, 2);
@@ -310,12 +293,10 @@ fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
                 block[8 + j] = f.bytes[8 + j] | f.bytes[12 + j] >> 4 << 6;
                 block[12 + j] = f.bytes[4 + j] & 15 | f.bytes[12 + j] << 4;
             }
-            words(block, 0, 16..dtype.block_bytes());
         }
         DType::Q6_K => {
             half(block, 0, 208);
             block[192..208].copy_from_slice(&f.bytes);
-            words(block, 0, 0..192);
         }
         DType::IQ4_XS => {
             let mut high = 0;
@@ -325,9 +306,8 @@ fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
                 high |= u16::from(scale >> 4) << (2 * j);
             }
             block[2..4].copy_from_slice(&high.to_le_bytes());
-            words(block, 0, 8..136);
         }
-        DType::F32 | DType::F16 | DType::BF16 | DType::I32 | DType::U8 => {}
+        _ => {}
     }
 }
 
@@ -372,14 +352,14 @@ mod tests {
         for dtype in DType::weights().filter(|d| d.is_block()) {
             for (lanes, rows) in [(8, 21), (16, 40)] {
                 let row_bytes = 3 * dtype.block_bytes();
-                let mut data: Vec<u8> = (0..rows * row_bytes)
+                let data: Vec<u8> = (0..rows * row_bytes)
                     .map(|_| {
                         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                         (random >> 24) as u8
                     })
                     .collect();
-                let panels = Panels::new(&pool, &mut Arena::default(), lanes, dtype, rows, &data).unwrap();
-                for (n, row) in data.chunks_exact_mut(row_bytes).enumerate() {
+                let panels = Panels::new(&pool, &mut Arena::default(), lanes, dtype, rows, &HostBytes::from_vec(data.clone())).unwrap();
+                for (n, row) in data.chunks_exact(row_bytes).enumerate() {
                     let (mut want, mut got) = (vec![0.0; 3 * dtype.block_len()], vec![1.0; 3 * dtype.block_len()]);
                     quant::dequantize(dtype, row, &mut want).unwrap();
                     panels.row(n, &mut got);

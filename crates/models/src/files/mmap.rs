@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ferrum_kernels::HostBytes;
+use ferrum_kernels::{HostBytes, Owner};
 use memmap2::{Mmap, MmapOptions};
 
 use super::FileError;
@@ -78,7 +78,7 @@ impl MappedFile {
 
     /// The whole contents.
     pub fn bytes(&self) -> &[u8] {
-        (*self.inner).as_ref()
+        self.inner.bytes()
     }
 
     /// Bytes `range` of the file, which keep the mapping alive, or `None` when the range reaches past the end.
@@ -100,23 +100,6 @@ impl MappedFile {
         Ok(())
     }
 
-    /// Takes whole pages of `range` out of this process's memory. They stay in the system's cache of the file, from where the
-    /// next read brings them back.
-    pub fn release(&self, range: Range<usize>) {
-        #[cfg(target_os = "linux")]
-        if let Data::Mapped { map, .. } = &self.inner.data {
-            let page = guard::page_bytes();
-            let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
-            if start < end {
-                // SAFETY: of a private mapping that is never written, this drops nothing but clean pages of the file; a later
-                // read maps them again. A refusal changes nothing.
-                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
-            }
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = range;
-    }
-
     /// Asks the kernel to read the file ahead and to use huge pages. A hint: where it is refused nothing changes.
     pub fn prefetch(&self) {
         #[cfg(unix)]
@@ -136,12 +119,29 @@ pub fn fault_count() -> u64 {
     guard::fault_count()
 }
 
-impl AsRef<[u8]> for Inner {
-    fn as_ref(&self) -> &[u8] {
+impl Owner for Inner {
+    fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Owned(bytes) => bytes,
             Data::Mapped { map, .. } => map,
         }
+    }
+
+    /// Takes whole pages out of this process's memory. They stay in the system's cache of the file, from where the next read
+    /// brings them back.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Data::Mapped { map, .. } = &self.data {
+            let page = guard::page_bytes();
+            let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
+            if start < end {
+                // SAFETY: of a private mapping that is never written, this drops nothing but clean pages of the file; a later
+                // read maps them again. A refusal changes nothing.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
 }
 

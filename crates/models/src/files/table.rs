@@ -117,13 +117,6 @@ impl TensorTable {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// Gives the memory of a tensor's bytes back; see [`MappedFile::release`].
-    pub fn release(&self, name: &str) {
-        if let Some(info) = self.info(name) {
-            self.files[info.file].release(info.offset..info.offset + info.len_bytes);
-        }
-    }
-
     fn tensor(&self, name: &str) -> Result<TensorView, FileError> {
         let Some(info) = self.info(name) else {
             return Err(FileError::MissingTensor { path: self.path().to_owned(), name: name.to_owned() });

@@ -5,10 +5,10 @@
 //! at a time with their sums in registers. Per block of 32: 8 dot-product steps in integers, then
 //! `acc += sum · d · scale; acc += (d · Σ q) · min`, both exact enough in F32. Bound by the multipliers.
 //!
-//! Measured with `examples/linear_speed` on one thread of an AMD EPYC (Zen 4), [2048, 4096] by 512 tokens, GOP/s of
-//! processor time while other programs shared the machine, 2026-11-23: AVX-512 level Q4_1 252, Q5_0 266, Q8_0 243,
-//! Q4_K 237, Q6_K 144; AVX2 level 146, 148, 83, 149, 118. Lost: closures in the unpacking (`array::map`), which the
-//! compiler left as calls without the instruction set: 5 times slower.
+//! Measured with `examples/linear_speed` on one thread of an Intel Xeon with AVX-512 VNNI, [2048, 4096] by 512 tokens, GOP/s,
+//! other programs at work beside, 2026-11-25: AVX-512 level Q4_1 384, Q5_0 378, Q8_0 381, Q4_K 362, Q6_K 271; AVX2 level 163,
+//! 160, 118, 157, 142. Lost: closures in the unpacking (`array::map`), which the compiler left as calls without the
+//! instruction set: 5 times slower.
 
 use std::ops::Range;
 
