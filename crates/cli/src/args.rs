@@ -19,6 +19,8 @@ pub struct Args {
 pub enum Command {
     /// Answer a prompt, or chat when there is none and this is a terminal
     Run(RunArgs),
+    /// Answer requests over HTTP: the OpenAI interface
+    Serve(ServeArgs),
     /// Download a model
     Pull(PullArgs),
     /// List the models on this machine and the known aliases
@@ -148,6 +150,63 @@ pub struct RunArgs {
     pub stats: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ServeArgs {
+    /// Alias, Hugging Face id, .gguf file or folder
+    pub model: String,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0: any that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub port: u16,
+    /// The model's name in requests and answers [default: as given]
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Option<String>,
+    /// Requests computed at the same time
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub max_seqs: usize,
+    /// Requests that may wait; more are refused with status 503
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_waiting: usize,
+    /// Tokens that the KV cache holds for all requests together [default: the context for every one of --max-seqs]
+    #[arg(long, value_name = "N")]
+    pub kv_tokens: Option<usize>,
+    /// Only requests with this key are answered; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// File with one API key a line
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests that one API key may have running
+    #[arg(long, value_name = "N")]
+    pub max_concurrent_per_key: Option<usize>,
+    /// Requests that one API key may send in a minute
+    #[arg(long, value_name = "N")]
+    pub max_per_minute_per_key: Option<u32>,
+    /// Web page that may send requests from a browser, e.g. https://example.org; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// Largest request body in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 32)]
+    pub max_body_mib: usize,
+    /// Seconds without a finished step after which /health calls the engine stuck
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    pub stuck_after_s: u64,
+    /// Seconds that running requests get to end after SIGTERM
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    pub drain_s: u64,
+    /// Write the log as JSON, one object a line
+    #[arg(long)]
+    pub log_json: bool,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]

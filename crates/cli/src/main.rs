@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     };
     let result = interrupt::install().and_then(|()| match args.command {
         Command::Run(args) => commands::run::run(&args, started),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Pull(args) => commands::pull::run(&args),
         Command::List(args) => commands::list::run(&args),
         Command::Show(args) => commands::show::run(&args),

@@ -37,6 +37,10 @@ pub struct Need {
     /// `None`: 1
     pub sequences: Option<usize>,
     pub logit_rows: Option<usize>,
+    /// `None`: the engine's default
+    pub max_waiting: Option<usize>,
+    /// Tokens of the KV cache; `None`: the context for every sequence
+    pub kv_tokens: Option<usize>,
 }
 
 /// The hub with the user's flags.
@@ -150,6 +154,8 @@ pub fn options(engine: &EngineArgs, backend: &dyn Backend, need: &Need, context:
         max_context: Some(context),
         max_seqs: need.sequences.unwrap_or(1),
         max_logit_rows: need.logit_rows,
+        max_waiting: need.max_waiting.unwrap_or(EngineOptions::default().max_waiting),
+        kv_blocks: need.kv_tokens.map(|tokens| tokens.div_ceil(backend.kv_block_tokens())),
         kv_dtype: kv_dtype(engine, backend),
         ..EngineOptions::default()
     }

@@ -23,6 +23,8 @@ pub struct TextOptions<'a> {
     pub position: Position,
     /// Texts that end the answer and are not part of it
     pub stops: &'a [String],
+    /// Whether special tokens are left out of the text
+    pub skip_special: bool,
 }
 
 /// The text of one answer while its tokens arrive: whole characters, and nothing of a stop string.
@@ -32,12 +34,11 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Special tokens are left out of the text.
-    ///
     /// # Errors
     /// When a stop string is not valid.
     pub fn new(tokenizer: Arc<Tokenizer>, options: TextOptions) -> Result<Self, SubmitError> {
-        Ok(Self { detokenizer: Detokenizer::new(tokenizer, options.position, true), stops: StopStrings::new(options.stops)? })
+        let detokenizer = Detokenizer::new(tokenizer, options.position, options.skip_special);
+        Ok(Self { detokenizer, stops: StopStrings::new(options.stops)? })
     }
 
     /// Takes the next token and returns the text that can be shown now, which may be empty.

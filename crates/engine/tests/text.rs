@@ -33,7 +33,7 @@ fn long(seed: u64) -> Request {
 }
 
 fn continuation(stops: &[String]) -> TextOptions<'_> {
-    TextOptions { position: Position::Continuation, stops }
+    TextOptions { position: Position::Continuation, stops, skip_special: true }
 }
 
 /// Runs a request, and checks that the streamed text is the answer's.

@@ -10,4 +10,5 @@ pub mod plan;
 pub mod pull;
 mod repl;
 pub mod run;
+pub mod serve;
 pub mod show;

@@ -87,7 +87,7 @@ impl Chat<'_> {
         let keep = self.conversation.system_tokens(&self.session.tokenizer, &ids);
         let mut request = run::request(self.args, self.sampling.clone(), ids, keep);
         request.max_tokens = self.max_tokens;
-        let options = TextOptions { position: Position::Start, stops: &self.args.stop };
+        let options = TextOptions { position: Position::Start, stops: &self.args.stop, skip_special: true };
         let submitted = asked.elapsed();
         let caught = interrupt::Catch::new();
         let result = answer(&mut self.session, request, options, output::text);

@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
     let position = if args.raw { Position::Continuation } else { Position::Start };
     let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
     let submitted = started.elapsed();
-    let answer = answer(&mut session, request, TextOptions { position, stops: &args.stop }, show)?;
+    let answer = answer(&mut session, request, TextOptions { position, stops: &args.stop, skip_special: true }, show)?;
 
     let ttft_s = (submitted + answer.prompt_time).as_secs_f64();
     if args.json {

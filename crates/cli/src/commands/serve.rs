@@ -1,0 +1,118 @@
+//! `ferrum serve`: one model behind HTTP.
+//!
+//! The port is open before the model is loaded, so that `/health` tells that it is loading.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use anyhow::{Context, anyhow};
+use ferrum_server::{App, HttpOptions, KeyLimits, Keys, Served, Service, ToolFormat};
+use tokio::{net::TcpListener, signal, sync::oneshot};
+
+use crate::{
+    args::ServeArgs,
+    interrupt,
+    open::{self, Need},
+};
+
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    if args.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    // The signals are waited for below; the handler of the other commands would end the program at once.
+    let _catch = interrupt::Catch::new();
+    let app = Arc::new(App::new(keys(&args)?, Duration::from_secs(args.stuck_after_s)));
+    let options = HttpOptions {
+        max_body_bytes: args.max_body_mib << 20,
+        cors_origins: args
+            .cors_origin
+            .iter()
+            .map(|o| o.parse().with_context(|| format!("--cors-origin {o}")))
+            .collect::<anyhow::Result<_>>()?,
+        drain: Duration::from_secs(args.drain_s),
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the I/O threads")?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind((args.host.as_str(), args.port)).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen on {}:{}; choose another --host or --port", args.host, args.port))?;
+        let address = listener.local_addr()?;
+        tracing::info!("listening on http://{address}");
+        let (loaded, loading) = oneshot::channel();
+        let loader = {
+            let app = Arc::clone(&app);
+            thread::Builder::new().name("load".into()).spawn(move || loaded.send(load(&args, &app)))
+        };
+        loader.context("cannot start a thread to load the model")?;
+        let stop = stop_signal()?;
+        let mut server = tokio::spawn(ferrum_server::serve(Arc::clone(&app), listener, options, stop));
+        tokio::select! {
+            result = loading => {
+                let engine = result.map_err(|_| anyhow!("loading the model failed"))??;
+                tracing::info!("ready");
+                server.await??;
+                // Every request has ended or been cut off; the engine ends with the last one.
+                engine.join().map_err(|_| anyhow!("the engine failed"))
+            }
+            result = &mut server => result?.context("the server ended"),
+        }
+    })
+}
+
+fn keys(args: &ServeArgs) -> anyhow::Result<Keys> {
+    let mut secrets = args.api_key.clone();
+    if let Some(file) = &args.api_key_file {
+        secrets.extend(Keys::read(file).with_context(|| format!("cannot read the API keys in {}", file.display()))?);
+    }
+    let limits = KeyLimits { concurrent: args.max_concurrent_per_key, per_minute: args.max_per_minute_per_key };
+    Ok(Keys::new(secrets, limits))
+}
+
+/// Loads the model and lets requests in.
+fn load(args: &ServeArgs, app: &App) -> anyhow::Result<thread::JoinHandle<()>> {
+    let need = Need {
+        context: args.context.ctx,
+        sequences: Some(args.max_seqs),
+        max_waiting: Some(args.max_waiting),
+        kv_tokens: args.kv_tokens,
+        ..Need::default()
+    };
+    let session = open::session(&args.model, &args.hub, &args.engine, &need)?;
+    let template = session.tokenizer.chat_template_source().is_some().then(|| session.tokenizer.chat_template()).transpose()?;
+    let (info, max_context) = (session.engine.model_info().clone(), session.engine.max_context());
+    let backend = session.engine.backend().device().name;
+    let (service, engine) = Service::start(session.engine).context("cannot start the engine's thread")?;
+    app.ready(Served {
+        name: args.served_model_name.clone().unwrap_or_else(|| args.model.clone()),
+        info,
+        tool_format: session.tokenizer.chat_template_source().and_then(ToolFormat::of_template),
+        tokenizer: session.tokenizer,
+        template,
+        sampling: session.sampling,
+        max_context,
+        max_seqs: args.max_seqs,
+        backend,
+        service,
+    });
+    Ok(engine)
+}
+
+/// Resolves at the first SIGTERM or Ctrl-C.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    #[cfg(unix)]
+    let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    Ok(async move {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = terminate.recv() => {}
+            // Without a handler for Ctrl-C there is still SIGTERM.
+            _ = signal::ctrl_c() => {}
+        }
+        #[cfg(not(unix))]
+        let _ = signal::ctrl_c().await;
+        tracing::info!("stopping: no more requests are taken");
+    })
+}

@@ -1,0 +1,240 @@
+//! One request's answers while they are made. Streamed and whole responses are both built from [`Answers`], so they cannot
+//! differ.
+
+use std::{sync::Arc, time::Instant};
+
+use ferrum_engine::{FinishReason, Finished, SubmitError, TextOptions, TextStream, TokenLogprobs};
+use ferrum_models::text::{Position, Tokenizer};
+use tokio::sync::mpsc;
+
+use crate::{
+    app::{App, Served},
+    error::{ApiError, Result},
+    sampling::Generation,
+    service::{Service, Ticket, Update},
+};
+
+/// What happened to one of the answers.
+#[derive(Debug)]
+pub enum Piece {
+    /// Text that is certain now, and the tokens that came with it. One of them may be empty.
+    Text { choice: usize, text: String, tokens: Vec<Token> },
+    /// The last piece of this answer
+    Finished { choice: usize, finished: Finished },
+}
+
+/// A generated token.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub id: u32,
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// All answers to one request, mixed as they come. Dropping it cancels what is not finished.
+pub struct Answers {
+    pieces: mpsc::Receiver<Piece>,
+    open: usize,
+    usage: Usage,
+    failed: bool,
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    /// Prompt tokens that came from the prefix cache
+    pub cached_tokens: usize,
+}
+
+/// Pieces that may wait for a slow reader before its generation is left to run ahead in the engine's own queue.
+const PIECES_AHEAD: usize = 64;
+
+impl Answers {
+    /// Submits `generation.n` requests for each prompt; answer `p · n + i` is the `i`-th to prompt `p`.
+    ///
+    /// The further answers to a prompt are submitted when the first has computed it, so that they share its blocks.
+    ///
+    /// # Errors
+    /// When the engine refuses a request.
+    pub async fn start(
+        app: &Arc<App>,
+        model: &Served,
+        prompts: Vec<Vec<u32>>,
+        generation: &Generation,
+        logprobs: Option<usize>,
+    ) -> Result<Self> {
+        let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let open = prompts.len() * generation.n;
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            let stream = text_stream(&model.tokenizer, generation)?;
+            let first = model.service.submit(generation.request(prompt.clone(), 0, logprobs)).await?;
+            let source = Source {
+                app: Arc::clone(app),
+                service: model.service.clone(),
+                tokenizer: Arc::clone(&model.tokenizer),
+                generation: generation.clone(),
+                logprobs,
+                pieces: sender.clone(),
+            };
+            tokio::spawn(source.run(prompt, index * generation.n, first, stream));
+        }
+        Ok(Self { pieces, open, usage, failed: false })
+    }
+
+    /// The next piece; `None` after the last.
+    ///
+    /// # Errors
+    /// When the engine failed on an answer: the others have been given up as well.
+    pub async fn next(&mut self) -> Result<Option<Piece>> {
+        if self.open == 0 || self.failed {
+            return Ok(None);
+        }
+        let piece = self.pieces.recv().await;
+        match &piece {
+            Some(Piece::Finished { finished, .. }) if finished.reason != FinishReason::Failed => {
+                self.open -= 1;
+                self.usage.completion_tokens += finished.generated_tokens + usize::from(finished.stop_token.is_some());
+                self.usage.cached_tokens = self.usage.cached_tokens.max(finished.reused_tokens);
+            }
+            Some(Piece::Text { .. }) => {}
+            _ => {
+                self.failed = true;
+                return Err(ApiError::internal("the engine failed while computing this answer; send the request again"));
+            }
+        }
+        Ok(piece)
+    }
+
+    /// What has been used so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+/// Turns the engine's updates into pieces, for all answers to one prompt.
+#[derive(Clone)]
+struct Source {
+    app: Arc<App>,
+    service: Service,
+    tokenizer: Arc<Tokenizer>,
+    generation: Generation,
+    logprobs: Option<usize>,
+    pieces: mpsc::Sender<Piece>,
+}
+
+impl Source {
+    async fn run(self, prompt: Vec<u32>, choice: usize, first: Ticket, stream: TextStream) {
+        let mut siblings = (self.generation.n > 1).then_some(prompt);
+        let mut answer = Answer { source: &self, choice, stream, started: Instant::now(), last_token: None, tokens: 0 };
+        let mut ticket = first;
+        loop {
+            let more = answer.forward(&mut ticket).await;
+            if let Some(prompt) = siblings.take() {
+                self.start_siblings(&prompt, choice).await;
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+
+    async fn start_siblings(&self, prompt: &[u32], choice: usize) {
+        for index in 1..self.generation.n {
+            let source = self.clone();
+            // What was valid for the first answer is valid for all.
+            let submitted = self.service.submit(self.generation.request(prompt.to_vec(), index, self.logprobs)).await;
+            let stream = text_stream(&self.tokenizer, &self.generation);
+            let (Ok(mut ticket), Ok(stream)) = (submitted, stream) else {
+                // Closing the channel without a last piece is the failure that `Answers::next` reports.
+                let _ = self.pieces.send(failed(choice + index)).await;
+                return;
+            };
+            tokio::spawn(async move {
+                let mut answer =
+                    Answer { source: &source, choice: choice + index, stream, started: Instant::now(), last_token: None, tokens: 0 };
+                while answer.forward(&mut ticket).await {}
+            });
+        }
+    }
+}
+
+/// One answer on its way.
+struct Answer<'a> {
+    source: &'a Source,
+    choice: usize,
+    stream: TextStream,
+    started: Instant,
+    last_token: Option<Instant>,
+    tokens: usize,
+}
+
+impl Answer<'_> {
+    /// Passes one update on. `false` after the last, or when nobody listens any more.
+    async fn forward(&mut self, ticket: &mut Ticket) -> bool {
+        let Some(update) = ticket.next().await else {
+            return self.send(failed(self.choice)).await && false;
+        };
+        match update {
+            Update::Token { token, logprobs } => {
+                self.time_token();
+                self.tokens += 1;
+                let text = self.stream.push(token);
+                let stopped = self.stream.stopped();
+                let piece = Piece::Text { choice: self.choice, text, tokens: vec![Token { id: token, logprobs }] };
+                if !self.send(piece).await {
+                    return false;
+                }
+                if stopped {
+                    self.end_at_stop_string(ticket).await;
+                }
+                !stopped
+            }
+            Update::Finished(finished) => {
+                let text = self.stream.finish();
+                let sent = text.is_empty() || self.send(Piece::Text { choice: self.choice, text, tokens: Vec::new() }).await;
+                self.observe(&finished);
+                sent && self.send(Piece::Finished { choice: self.choice, finished }).await && false
+            }
+        }
+    }
+
+    /// A stop string has come. What the engine has computed on top is not counted.
+    async fn end_at_stop_string(&mut self, ticket: &mut Ticket) {
+        let Some(finished) = ticket.stop().await else {
+            self.send(failed(self.choice)).await;
+            return;
+        };
+        let finished = Finished { reason: FinishReason::Stop, stop_token: None, generated_tokens: self.tokens, ..finished };
+        self.observe(&finished);
+        self.send(Piece::Finished { choice: self.choice, finished }).await;
+    }
+
+    async fn send(&self, piece: Piece) -> bool {
+        self.source.pieces.send(piece).await.is_ok()
+    }
+
+    fn time_token(&mut self) {
+        let now = Instant::now();
+        let metrics = &self.source.app.metrics;
+        match self.last_token.replace(now) {
+            None => metrics.first_token(now - self.started),
+            Some(before) => metrics.next_token(now - before),
+        }
+    }
+
+    fn observe(&self, finished: &Finished) {
+        self.source.app.metrics.finished(finished, self.started.elapsed());
+    }
+}
+
+fn text_stream(tokenizer: &Arc<Tokenizer>, generation: &Generation) -> Result<TextStream, SubmitError> {
+    let options = TextOptions { position: Position::Continuation, stops: &generation.stops, skip_special: generation.skip_special };
+    TextStream::new(Arc::clone(tokenizer), options)
+}
+
+fn failed(choice: usize) -> Piece {
+    let finished = Finished { reason: FinishReason::Failed, stop_token: None, prompt_tokens: 0, reused_tokens: 0, generated_tokens: 0 };
+    Piece::Finished { choice, finished }
+}

@@ -1,0 +1,34 @@
+//! HTTP over the engine: the interfaces that existing clients, routers and dashboards speak.
+//!
+//! ```text
+//! connection task ── Request ──→ engine thread          (service.rs: commands over, updates back)
+//!                 ←── Update ──
+//! Answers (generate.rs): text, stop strings, usage, the same for streamed and whole responses
+//! openai/, operations.rs: the shapes of the routes
+//! ```
+#![forbid(unsafe_code)]
+
+mod app;
+mod error;
+mod fields;
+mod generate;
+mod limits;
+mod metrics;
+mod openai;
+mod operations;
+mod routes;
+mod sampling;
+mod service;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use app::{App, Served, Unhealthy};
+pub use limits::{KeyLimits, Keys};
+pub use output::ToolFormat;
+pub use routes::{HttpOptions, router, serve};
+pub use service::{Refused, Service, Snapshot, Ticket, Update};
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,208 @@
+//! A conversation in OpenAI's form, made ready for the model's chat template.
+
+use std::sync::Arc;
+
+use ferrum_models::text::{ChatOptions, EncodeOptions};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    app::{App, Served},
+    error::{ApiError, Result},
+    fields::{Fields, wrong},
+    output::ToolFormat,
+};
+
+/// What the template renders.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatPrompt {
+    /// `{"role", "content", …}`, contents as plain text
+    pub messages: Vec<Value>,
+    pub tools: Option<Vec<Value>>,
+    /// Variables of the template
+    pub arguments: Map<String, Value>,
+    /// Whether the answer begins a new message, or goes on with the last one
+    pub add_generation_prompt: bool,
+}
+
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+/// Most messages of a request.
+const MAX_MESSAGES: usize = 65_536;
+
+impl ChatPrompt {
+    /// Reads `messages`, `tools` and the fields about the template.
+    ///
+    /// # Errors
+    /// Naming the field that is wrong or not supported.
+    pub fn read(fields: &mut Fields) -> Result<Self> {
+        fields.refuse(&["chat_template", "documents", "mm_processor_kwargs", "functions", "function_call"])?;
+        let messages = match fields.take("messages") {
+            Some(Value::Array(messages)) if (1..=MAX_MESSAGES).contains(&messages.len()) => messages,
+            Some(other) => return Err(wrong("messages", &other, "a list of at least one message")),
+            None => return Err(ApiError::invalid("messages", "`messages` is missing: it must be a list of at least one message")),
+        };
+        let messages =
+            messages.into_iter().enumerate().map(|(i, m)| read_message(m, &format!("messages[{i}]"))).collect::<Result<Vec<_>>>()?;
+        let tools = match fields.take("tools") {
+            Some(Value::Array(tools)) if tools.is_empty() => None,
+            Some(Value::Array(tools)) => {
+                for (i, tool) in tools.iter().enumerate() {
+                    check_tool(tool, &format!("tools[{i}]"))?;
+                }
+                Some(tools)
+            }
+            Some(other) => return Err(wrong("tools", &other, "a list of tools")),
+            None => None,
+        };
+        let mut arguments = match fields.take("chat_template_kwargs") {
+            Some(Value::Object(arguments)) => arguments,
+            Some(other) => return Err(wrong("chat_template_kwargs", &other, "an object")),
+            None => Map::new(),
+        };
+        if let Some(effort) = fields.string("reasoning_effort")? {
+            arguments.insert("reasoning_effort".into(), effort.into());
+        }
+        let continues = fields.bool("continue_final_message")?.unwrap_or(false);
+        let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(!continues);
+        if continues && add_generation_prompt {
+            return Err(ApiError::invalid("continue_final_message", "it excludes `add_generation_prompt`"));
+        }
+        if continues {
+            return Err(ApiError::unsupported("continue_final_message"));
+        }
+        Ok(Self { messages, tools, arguments, add_generation_prompt })
+    }
+
+    /// Renders and encodes, off the threads that serve connections: templates take time.
+    ///
+    /// # Errors
+    /// When the model has no template, or the template refuses the conversation.
+    pub async fn render(self, app: &Arc<App>) -> Result<Rendered> {
+        let app = Arc::clone(app);
+        let task = tokio::task::spawn_blocking(move || self.encode(app.model()?));
+        task.await.map_err(|_| ApiError::internal("rendering the conversation failed"))?
+    }
+
+    fn encode(&self, model: &Served) -> Result<Rendered> {
+        let template = model.template.as_ref().ok_or(ferrum_models::text::TextError::NoChatTemplate)?;
+        let options = ChatOptions {
+            tools: self.tools.as_deref(),
+            add_generation_prompt: self.add_generation_prompt,
+            arguments: self.arguments.clone(),
+            now_s: None,
+        };
+        let text = template.render(&self.messages, &options)?;
+        // Templates write BOS themselves.
+        let tokens = model.tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?;
+        let end = text.char_indices().rev().nth(END_CHARS - 1).map_or(0, |(at, _)| at);
+        Ok(Rendered { tokens, end: text[end..].to_owned() })
+    }
+
+    /// Whether the model may call tools, and how it writes that: `tool_choice`.
+    ///
+    /// # Errors
+    /// When the model's template takes no tools, or for a choice that needs constrained decoding.
+    pub fn tool_format(&mut self, model: &Served, choice: Option<&Value>) -> Result<Option<ToolFormat>> {
+        match choice {
+            None => {}
+            Some(Value::String(choice)) if choice == "auto" => {}
+            Some(Value::String(choice)) if choice == "none" => {
+                self.tools = None;
+                return Ok(None);
+            }
+            Some(other) => {
+                let error = wrong("tool_choice", other, "auto or none: this server cannot force a call");
+                return Err(ApiError { code: Some("unsupported_parameter"), ..error });
+            }
+        }
+        if self.tools.is_none() {
+            return Ok(None);
+        }
+        let format = model.tool_format;
+        format.map(Some).ok_or_else(|| ApiError::invalid("tools", "this model's chat template takes no tools in a form known to this server"))
+    }
+}
+
+/// A prompt ready for the model.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    pub tokens: Vec<u32>,
+    /// The last characters of the text: they may have opened the reasoning
+    pub end: String,
+}
+
+/// Enough for every mark that opens reasoning.
+const END_CHARS: usize = 32;
+
+/// One message, its content as plain text and the arguments of its tool calls as JSON values, which is what templates take.
+fn read_message(message: Value, path: &str) -> Result<Value> {
+    let mut fields = Fields::of(message, path)?;
+    let role = fields.string("role")?.unwrap_or_default();
+    let role = match role {
+        "developer" => "system",
+        role if ROLES.contains(&role) => role,
+        other => return Err(wrong(&fields.name("role"), &other.into(), "system, developer, user, assistant or tool")),
+    }
+    .to_owned();
+    fields.refuse(&["audio", "function_call"])?;
+    let content = match fields.take("content") {
+        Some(content) => Some(read_text(content, &fields.name("content"))?),
+        None if role == "assistant" => None,
+        None => return Err(ApiError::invalid(fields.name("content"), format!("`{}` is missing", fields.name("content")))),
+    };
+    let mut out =
+        Map::from_iter([("role".to_owned(), Value::from(role)), ("content".to_owned(), content.map_or(Value::Null, Value::from))]);
+    if let Some(Value::Array(calls)) = fields.take("tool_calls") {
+        let calls = calls.into_iter().enumerate().map(|(i, call)| read_tool_call(call, &fields.name(&format!("tool_calls[{i}]"))));
+        out.insert("tool_calls".into(), calls.collect::<Result<Vec<_>>>()?.into());
+    }
+    for field in ["name", "tool_call_id", "reasoning_content"] {
+        if let Some(text) = fields.string(field)? {
+            out.insert(field.into(), text.into());
+        }
+    }
+    Ok(out.into())
+}
+
+/// Text, or a list of text parts.
+fn read_text(content: Value, path: &str) -> Result<String> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(wrong(path, &other, "a string or a list of parts")),
+    };
+    let mut text = String::new();
+    for (i, part) in parts.into_iter().enumerate() {
+        let part = Fields::of(part, &format!("{path}[{i}]"))?;
+        match part.string("type")?.unwrap_or_default() {
+            "text" | "input_text" | "output_text" => text += part.string("text")?.unwrap_or_default(),
+            "refusal" => text += part.string("refusal")?.unwrap_or_default(),
+            other => return Err(wrong(&part.name("type"), &other.into(), "text: this server takes no images, audio or files")),
+        }
+    }
+    Ok(text)
+}
+
+fn read_tool_call(call: Value, path: &str) -> Result<Value> {
+    let mut call = Fields::of(call, path)?;
+    let id = call.string("id")?.unwrap_or_default().to_owned();
+    let function = call.take("function").unwrap_or_default();
+    let mut function = Fields::of(function, &call.name("function"))?;
+    let name = function.string("name")?.ok_or_else(|| ApiError::invalid(function.name("name"), "a tool call needs a name"))?.to_owned();
+    let arguments = match function.take("arguments") {
+        // Templates walk through arguments; text that is no JSON goes through as it is.
+        Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        Some(value) => value,
+        None => json!({}),
+    };
+    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+}
+
+fn check_tool(tool: &Value, path: &str) -> Result<()> {
+    if tool.get("type").and_then(Value::as_str) != Some("function") {
+        return Err(ApiError::invalid(format!("{path}.type"), "only tools of type `function` are supported"));
+    }
+    match tool.pointer("/function/name").and_then(Value::as_str) {
+        Some(name) if !name.is_empty() && name.len() <= 128 => Ok(()),
+        _ => Err(ApiError::invalid(format!("{path}.function.name"), "a tool needs a name of at most 128 characters")),
+    }
+}

@@ -1,0 +1,108 @@
+//! What routers, dashboards and people ask about the server itself: health, metrics, versions, load, tokens.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use ferrum_models::text::EncodeOptions;
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    error::{ApiError, Result},
+    fields::Fields,
+    openai::ChatPrompt,
+};
+
+/// 200 only when the model can answer now.
+pub async fn health(State(app): State<Arc<App>>) -> Response {
+    match app.health() {
+        Ok(()) => (StatusCode::OK, Json(json!({"status": "ok"}))).into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": reason.to_string()}))).into_response(),
+    }
+}
+
+pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response> {
+    let text = app.metrics.text(&app).map_err(|_| ApiError::internal("the metrics cannot be written"))?;
+    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
+}
+
+pub async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// What SGLang's and vLLM's routers read of a server.
+pub async fn server_info(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+    let model = app.model()?;
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model_path": model.name,
+        "served_model_name": model.name,
+        "backend": model.backend,
+        "max_model_len": model.max_context,
+        "context_length": model.max_context,
+        "max_running_requests": model.max_seqs,
+        "tp_size": 1,
+        "dp_size": 1,
+        "status": "ready",
+    })))
+}
+
+pub async fn model_info(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+    let model = app.model()?;
+    Ok(Json(json!({
+        "model_path": model.name,
+        "tokenizer_path": model.name,
+        "is_generation": true,
+        "model_type": model.info.family,
+        "vocab_size": model.info.vocab,
+        "max_context_length": model.max_context,
+        "parameters": model.info.parameters,
+    })))
+}
+
+/// The load as routers balance by it.
+pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+    let snapshot = app.snapshot().ok_or_else(|| ApiError::unavailable("the engine is not running"))?;
+    let (blocks, free, _) = snapshot.blocks;
+    Ok(Json(json!({"loads": [{
+        "dp_rank": 0,
+        "num_running_reqs": snapshot.running,
+        "num_waiting_reqs": snapshot.waiting,
+        "token_usage": (blocks - free) as f64 / blocks.max(1) as f64,
+        "generated_tokens": snapshot.stats.counts.generated_tokens,
+    }]})))
+}
+
+/// `{"prompt"}` or `{"messages"}` to `{"tokens", "count", "max_model_len"}`.
+pub async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>> {
+    let mut fields = Fields::parse(&body)?;
+    let model = app.model_named(fields.string("model")?)?;
+    let tokens = match fields.string("prompt")? {
+        Some(text) => {
+            let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
+            model.tokenizer.encode(text, EncodeOptions { add_special, parse_special: true })?
+        }
+        None => ChatPrompt::read(&mut fields)?.render(&app).await?.tokens,
+    };
+    let texts = fields.bool("return_token_strs")?.unwrap_or(false);
+    let texts = texts.then(|| tokens.iter().map(|&id| model.tokenizer.token_text(id)).collect::<Vec<_>>());
+    Ok(Json(json!({"tokens": tokens, "count": tokens.len(), "max_model_len": model.max_context, "token_strs": texts})))
+}
+
+/// `{"tokens"}` to `{"prompt"}`.
+pub async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>> {
+    let fields = Fields::parse(&body)?;
+    let model = app.model_named(fields.string("model")?)?;
+    let tokens = fields.ids("tokens")?.ok_or_else(|| ApiError::invalid("tokens", "`tokens` is missing: it must be a list of token ids"))?;
+    let vocab = model.tokenizer.vocab_size();
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
+        return Err(ApiError::invalid("tokens", format!("token id {id}: ids must be below the vocabulary of {vocab}")));
+    }
+    Ok(Json(json!({"prompt": model.tokenizer.decode(&tokens, false)})))
+}

@@ -1,0 +1,148 @@
+//! The routes, what stands in front of them, and the listening itself.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::net::TcpListener;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::{app::App, error::ApiError, openai, operations};
+
+/// What the HTTP side can be told.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// Largest request body
+    pub max_body_bytes: usize,
+    /// Origins that browsers may send requests from; none: CORS is off
+    pub cors_origins: Vec<HeaderValue>,
+    /// How long running requests may take to end after the signal to stop
+    pub drain: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self { max_body_bytes: 32 << 20, cors_origins: Vec::new(), drain: Duration::from_secs(300) }
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All routes.
+pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
+    let guarded = Router::new()
+        .route("/v1/chat/completions", post(openai::chat::create))
+        .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*name}", get(openai::models::get))
+        .route("/tokenize", post(operations::tokenize))
+        .route("/detokenize", post(operations::detokenize))
+        .route("/metrics", get(operations::metrics))
+        .route("/version", get(operations::version))
+        .route("/server_info", get(operations::server_info))
+        .route("/get_server_info", get(operations::server_info))
+        .route("/model_info", get(operations::model_info))
+        .route("/get_model_info", get(operations::model_info))
+        .route("/v1/loads", get(operations::loads))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), admit));
+    let mut router = Router::new()
+        .route("/health", get(operations::health))
+        .route("/ping", get(operations::health).post(operations::health))
+        .merge(guarded)
+        .fallback(|| async { ApiError::not_found("there is nothing at this path; the routes begin with /v1/") })
+        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .layer(DefaultBodyLimit::max(options.max_body_bytes))
+        .layer(middleware::from_fn(trace));
+    if !options.cors_origins.is_empty() {
+        let cors = CorsLayer::new()
+            .allow_origin(AllowOrigin::list(options.cors_origins.iter().cloned()))
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers(tower_http::cors::Any);
+        router = router.layer(cors);
+    }
+    router.with_state(app)
+}
+
+/// Serves until `stop` resolves, then ends what is running within `options.drain`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    options: HttpOptions,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = router(Arc::clone(&app), &options);
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+        stop.await;
+        app.drain();
+        // The receiver waits as long as the server lives.
+        let _ = stopping.send(());
+    });
+    let deadline = async {
+        // An error means that the server ended by itself.
+        let _ = stopped.await;
+        tokio::time::sleep(options.drain).await;
+    };
+    tokio::select! {
+        result = server => result,
+        () = deadline => {
+            tracing::warn!("some requests did not end in {:?} and are cut off", options.drain);
+            Ok(())
+        }
+    }
+}
+
+/// Checks key and limits. The permit is held until the whole response has been sent.
+async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match app.keys.admit(request.headers()) {
+        Ok(permit) => {
+            let (parts, body) = next.run(request).await.into_parts();
+            Response::from_parts(parts, hold(body, permit))
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The body, with something that is dropped behind it.
+fn hold(body: axum::body::Body, held: impl Send + 'static) -> axum::body::Body {
+    use futures_util::StreamExt;
+    let stream = body.into_data_stream().map(move |chunk| {
+        let _ = &held;
+        chunk
+    });
+    axum::body::Body::from_stream(stream)
+}
+
+/// Gives the request an id, writes one line of log, and puts errors that axum makes itself into the API's shape.
+async fn trace(request: Request, next: Next) -> Response {
+    let sent = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
+    let parent = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let (method, started) = (request.method().clone(), std::time::Instant::now());
+    let path = request.extensions().get::<MatchedPath>().map_or_else(|| request.uri().path().to_owned(), |path| path.as_str().to_owned());
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let error = ApiError::body("the body is larger than this server takes").status(StatusCode::PAYLOAD_TOO_LARGE);
+        response = error.into_response();
+    }
+    let id = sent.unwrap_or_else(|| HeaderValue::from_str(&format!("{:016x}", fastrand_id())).unwrap_or(HeaderValue::from_static("")));
+    tracing::info!(
+        %method, %path, status = response.status().as_u16(), ms = started.elapsed().as_millis() as u64,
+        request_id = id.to_str().unwrap_or_default(), traceparent = parent.as_deref(), "request"
+    );
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn fastrand_id() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}

@@ -1,0 +1,127 @@
+//! From the fields of a request to the engine's [`Request`].
+
+use ferrum_engine::{ContextFull, Request, SamplingParams};
+use serde_json::Value;
+
+use crate::{
+    error::{ApiError, Result},
+    fields::Fields,
+};
+
+/// Most answers to one request.
+const MAX_CHOICES: u64 = 128;
+
+/// The fields that change what is generated, as all OpenAI routes have them.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    pub sampling: SamplingParams,
+    pub max_tokens: Option<u64>,
+    pub stops: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub ignore_eos: bool,
+    pub priority: i32,
+    /// Answers wanted
+    pub n: usize,
+    /// Whether special tokens are left out of the text
+    pub skip_special: bool,
+}
+
+/// Fields of OpenAI's interface or of vLLM's that change the answer and are not honoured.
+const REFUSED: &[&str] = &[
+    "logit_bias",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "use_beam_search",
+    "length_penalty",
+    "min_tokens",
+    "bad_words",
+    "allowed_token_ids",
+    "truncate_prompt_tokens",
+    "prompt_logprobs",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "add_special_tokens",
+    "kv_transfer_params",
+    "vllm_xargs",
+    "prediction",
+];
+
+impl Generation {
+    /// # Errors
+    /// Naming the field that is wrong or not supported.
+    pub fn read(fields: &Fields, defaults: &SamplingParams) -> Result<Self> {
+        fields.refuse(REFUSED)?;
+        let n = fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1);
+        if let Some(best_of) = fields.count("best_of", 1, MAX_CHOICES)?
+            && best_of != n
+        {
+            return Err(ApiError::unsupported("best_of"));
+        }
+        let priority = fields.i64("priority")?.unwrap_or(0);
+        let priority = i32::try_from(priority).map_err(|_| ApiError::invalid("priority", "`priority` must fit 32 bits"))?;
+        let seed = fields.i64("seed")?.map(|seed| seed as u64);
+        Ok(Self {
+            sampling: SamplingParams {
+                temperature: fields.f64("temperature")?.unwrap_or(defaults.temperature),
+                top_k: fields.i64("top_k")?.unwrap_or(defaults.top_k),
+                top_p: fields.f64("top_p")?.unwrap_or(defaults.top_p),
+                min_p: fields.f64("min_p")?.unwrap_or(defaults.min_p),
+                repetition_penalty: fields.f64("repetition_penalty")?.unwrap_or(defaults.repetition_penalty),
+                presence_penalty: fields.f64("presence_penalty")?.unwrap_or(defaults.presence_penalty),
+                frequency_penalty: fields.f64("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
+                seed: seed.or(defaults.seed),
+            },
+            max_tokens: match fields.u64("max_completion_tokens")? {
+                Some(n) => Some(n),
+                None => fields.u64("max_tokens")?,
+            },
+            stops: fields.strings("stop")?,
+            stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
+            ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            priority,
+            n,
+            skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
+        })
+    }
+
+    /// The request of answer `index` to `prompt`: with a seed, every answer draws its own numbers.
+    pub fn request(&self, prompt: Vec<u32>, index: usize, logprobs: Option<usize>) -> Request {
+        let mut sampling = self.sampling.clone();
+        sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(index as u64));
+        Request {
+            prompt,
+            sampling,
+            max_tokens: self.max_tokens,
+            stop_tokens: self.stop_token_ids.clone(),
+            ignore_eos: self.ignore_eos,
+            logprobs,
+            on_context_full: if self.max_tokens.is_some() { ContextFull::Refuse } else { ContextFull::Finish },
+            priority: self.priority,
+        }
+    }
+}
+
+/// Whether to stream, and whether the stream ends with the usage: `stream` and `stream_options`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streaming {
+    pub stream: bool,
+    pub include_usage: bool,
+}
+
+impl Streaming {
+    /// # Errors
+    /// Naming the field that is wrong.
+    pub fn read(fields: &mut Fields) -> Result<Self> {
+        let stream = fields.bool("stream")?.unwrap_or(false);
+        let Some(options) = fields.take("stream_options") else { return Ok(Self { stream, include_usage: false }) };
+        if !stream {
+            return Err(ApiError::invalid("stream_options", "`stream_options` is only allowed with `stream: true`"));
+        }
+        let options = Fields::of(options, "stream_options")?;
+        options.only("continuous_usage_stats", &Value::Bool(false))?;
+        Ok(Self { stream, include_usage: options.bool("include_usage")?.unwrap_or(false) })
+    }
+}

@@ -1,0 +1,262 @@
+//! The engine on a thread of its own, and the handle through which requests reach it.
+//!
+//! Connections are tasks; the engine is one plain thread. A request goes over as a command and comes back as a stream of
+//! [`Update`]s. A [`Ticket`] that is dropped cancels its request: the engine frees its blocks before its next step.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError, TryRecvError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ferrum_engine::{Engine, Event, Finished, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use tokio::sync::{mpsc as updates, oneshot};
+
+/// How often an idle engine shows that it is alive.
+const IDLE_BEAT: Duration = Duration::from_secs(1);
+
+/// What the engine says of one request.
+#[derive(Debug)]
+pub enum Update {
+    Token {
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The last update
+    Finished(Finished),
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error("the server is shutting down; send the request to another one")]
+    Draining,
+    #[error("the engine has stopped; restart the server and look into its log")]
+    Dead,
+}
+
+/// What the engine thread last told of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    pub stats: Stats,
+    pub waiting: usize,
+    pub running: usize,
+    /// Blocks of the KV cache: all, free, and those of the free ones that hold reusable tokens
+    pub blocks: (usize, usize, usize),
+    /// When a step last ended or an idle engine last looked for work
+    pub beat: Instant,
+    /// Steps that failed since one last succeeded
+    pub failures: u32,
+}
+
+/// The way to the engine. Cloning shares it.
+#[derive(Clone)]
+pub struct Service {
+    commands: mpsc::Sender<Command>,
+    snapshot: Arc<Mutex<Option<Snapshot>>>,
+}
+
+/// A request in the engine.
+pub struct Ticket {
+    id: RequestId,
+    commands: mpsc::Sender<Command>,
+    updates: updates::UnboundedReceiver<Update>,
+    finished: bool,
+}
+
+enum Command {
+    Submit {
+        request: Box<Request>,
+        reply: oneshot::Sender<Result<RequestId, Refused>>,
+        updates: updates::UnboundedSender<Update>,
+    },
+    Cancel(RequestId),
+    /// Take no more requests, end when the last one has
+    Drain,
+}
+
+impl Service {
+    /// Starts the engine's thread.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(engine: Engine) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
+        let (commands, receiver) = mpsc::channel();
+        let snapshot = Arc::new(Mutex::new(None));
+        let worker =
+            Worker { engine, commands: receiver, clients: HashMap::new(), snapshot: Arc::clone(&snapshot), failures: 0, draining: false };
+        worker.publish();
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
+        Ok((Self { commands, snapshot }, thread))
+    }
+
+    /// Hands a request to the engine.
+    ///
+    /// # Errors
+    /// When it is refused, or the engine is not there to take it.
+    pub async fn submit(&self, request: Request) -> Result<Ticket, Refused> {
+        let (reply, answer) = oneshot::channel();
+        let (sender, receiver) = updates::unbounded_channel();
+        let command = Command::Submit { request: Box::new(request), reply, updates: sender };
+        self.commands.send(command).map_err(|_| Refused::Dead)?;
+        let id = answer.await.map_err(|_| Refused::Dead)??;
+        Ok(Ticket { id, commands: self.commands.clone(), updates: receiver, finished: false })
+    }
+
+    /// Takes no more requests; the thread ends with the last of those it has.
+    pub fn drain(&self) {
+        // An engine that is gone has nothing left to end.
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    /// `None` once the engine's thread has ended.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Ends the request where it is. The blocks are free before the engine's next step.
+    pub async fn stop(&mut self) -> Option<Finished> {
+        self.commands.send(Command::Cancel(self.id)).ok()?;
+        loop {
+            match self.next().await? {
+                Update::Token { .. } => {}
+                Update::Finished(finished) => return Some(finished),
+            }
+        }
+    }
+
+    /// The next update; `None` after the last one, or when the engine died.
+    pub async fn next(&mut self) -> Option<Update> {
+        let update = self.updates.recv().await;
+        self.finished |= matches!(update, None | Some(Update::Finished(_)));
+        update
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.commands.send(Command::Cancel(self.id));
+        }
+    }
+}
+
+struct Worker {
+    engine: Engine,
+    commands: mpsc::Receiver<Command>,
+    clients: HashMap<RequestId, updates::UnboundedSender<Update>>,
+    snapshot: Arc<Mutex<Option<Snapshot>>>,
+    failures: u32,
+    draining: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut events = Vec::new();
+        while self.take_commands() {
+            if self.engine.has_work() && !self.step(&mut events) {
+                break;
+            }
+            self.publish();
+        }
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Takes what has come, waiting for it when there is nothing else to do. `false`: it is time to end.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            let idle = !self.engine.has_work();
+            if idle && self.draining {
+                return false;
+            }
+            let command = if idle {
+                match self.commands.recv_timeout(IDLE_BEAT) {
+                    Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) => return true,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
+            } else {
+                match self.commands.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            };
+            match command {
+                Command::Submit { reply, .. } if self.draining => drop(reply.send(Err(Refused::Draining))),
+                Command::Submit { request, reply, updates } => {
+                    let submitted = self.engine.submit(*request);
+                    if let Ok(id) = submitted {
+                        self.clients.insert(id, updates);
+                    }
+                    // Whoever went away in the meantime is cancelled.
+                    if let Err(Ok(id)) = reply.send(submitted.map_err(Refused::from)) {
+                        self.cancel(id);
+                    }
+                }
+                Command::Cancel(id) => self.cancel(id),
+                Command::Drain => self.draining = true,
+            }
+        }
+    }
+
+    /// `false` when the engine cannot go on.
+    fn step(&mut self, events: &mut Vec<Event>) -> bool {
+        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(events)));
+        for event in events.drain(..) {
+            let (id, update) = match event {
+                Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
+                Event::Finished { id, finished } => (id, Update::Finished(finished)),
+            };
+            let last = matches!(update, Update::Finished(_));
+            let gone = self.clients.get(&id).is_none_or(|client| client.send(update).is_err());
+            if last {
+                self.clients.remove(&id);
+            } else if gone {
+                self.cancel(id);
+            }
+        }
+        match result {
+            Ok(Ok(())) => self.failures = 0,
+            Ok(Err(error)) => {
+                self.failures += 1;
+                tracing::error!(%error, failures = self.failures, "a step failed; its requests have ended");
+            }
+            Err(_) => {
+                tracing::error!("the engine panicked and has stopped");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        let (client, finished) = (self.clients.remove(&id), self.engine.cancel(id));
+        if let (Some(client), Some(finished)) = (client, finished) {
+            // Whoever dropped the ticket does not listen.
+            let _ = client.send(Update::Finished(finished));
+        }
+    }
+
+    fn publish(&self) {
+        let (waiting, running) = self.engine.queue();
+        let snapshot = Snapshot {
+            stats: self.engine.stats(),
+            waiting,
+            running,
+            blocks: self.engine.blocks(),
+            beat: Instant::now(),
+            failures: self.failures,
+        };
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
+    }
+}
