@@ -16,6 +16,7 @@ mod limits;
 mod metrics;
 mod openai;
 mod operations;
+mod output;
 mod routes;
 mod sampling;
 mod service;
