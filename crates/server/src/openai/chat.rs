@@ -51,7 +51,8 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
     let parsers = (0..generation.n).map(|_| OutputParser::new(tools, split_reasoning, &rendered.end)).collect();
     let answers = Answers::start(&app, model, vec![rendered.tokens], &generation, logprobs).await?;
     let tokenizer = Arc::clone(&model.tokenizer);
-    let head = Head { id: app.id("chatcmpl-"), created: crate::now_s(), model: model.name.clone(), tokenizer, logprobs: logprobs.is_some() };
+    let head =
+        Head { id: app.id("chatcmpl-"), created: crate::now_s(), model: model.name.clone(), tokenizer, logprobs: logprobs.is_some() };
     let chat = Chat { head, answers, parsers };
     if streaming.stream {
         return Ok(Sse::new(chunks(chat, streaming.include_usage)).keep_alive(KeepAlive::default()).into_response());
@@ -197,9 +198,7 @@ impl Message {
             message["reasoning_content"] = self.reasoning.as_str().into();
         }
         if !self.calls.is_empty() {
-            let call = |(index, (name, arguments)): (usize, &(String, String))| {
-                json!({"id": head.call_id(choice, index), "type": "function", "function": {"name": name, "arguments": arguments}})
-            };
+            let call = |(index, (name, arguments)): (usize, &(String, String))| json!({"id": head.call_id(choice, index), "type": "function", "function": {"name": name, "arguments": arguments}});
             message["tool_calls"] = self.calls.iter().enumerate().map(call).collect();
         }
         let logprobs = head.logprobs(&self.tokens);

@@ -118,7 +118,9 @@ impl ChatPrompt {
             return Ok(None);
         }
         let format = model.tool_format;
-        format.map(Some).ok_or_else(|| ApiError::invalid("tools", "this model's chat template takes no tools in a form known to this server"))
+        format
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid("tools", "this model's chat template takes no tools in a form known to this server"))
     }
 }
 
