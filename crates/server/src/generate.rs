@@ -174,7 +174,8 @@ impl Answer<'_> {
     /// Passes one update on. `false` after the last, or when nobody listens any more.
     async fn forward(&mut self, ticket: &mut Ticket) -> bool {
         let Some(update) = ticket.next().await else {
-            return self.send(failed(self.choice)).await && false;
+            self.send(failed(self.choice)).await;
+            return false;
         };
         match update {
             Update::Token { token, logprobs } => {
@@ -193,9 +194,12 @@ impl Answer<'_> {
             }
             Update::Finished(finished) => {
                 let text = self.stream.finish();
-                let sent = text.is_empty() || self.send(Piece::Text { choice: self.choice, text, tokens: Vec::new() }).await;
+                if !text.is_empty() {
+                    self.send(Piece::Text { choice: self.choice, text, tokens: Vec::new() }).await;
+                }
                 self.observe(&finished);
-                sent && self.send(Piece::Finished { choice: self.choice, finished }).await && false
+                self.send(Piece::Finished { choice: self.choice, finished }).await;
+                false
             }
         }
     }

@@ -29,6 +29,7 @@ pub struct Generation {
 /// Fields of OpenAI's interface or of vLLM's that change the answer and are not honoured.
 const REFUSED: &[&str] = &[
     "logit_bias",
+    "response_format",
     "guided_json",
     "guided_regex",
     "guided_choice",

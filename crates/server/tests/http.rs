@@ -1,0 +1,237 @@
+//! The routes, over a tiny model on the CPU.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+};
+use ferrum_cpu::{CpuBackend, CpuOptions};
+use ferrum_engine::{Engine, EngineOptions, SamplingParams};
+use ferrum_models::Checkpoint;
+use ferrum_server::{App, HttpOptions, KeyLimits, Keys, Served, Service, ToolFormat, Unhealthy, router};
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// A server with the fixture `llama3`, four sequences and a context of 256.
+fn server(keys: Keys) -> (Arc<App>, Router) {
+    let app = Arc::new(App::new(keys, Duration::from_secs(60)));
+    let router = router(Arc::clone(&app), &HttpOptions { max_body_bytes: 1 << 16, ..HttpOptions::default() });
+    (app, router)
+}
+
+fn load(app: &App) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
+    let backend: Arc<CpuBackend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
+    let model = checkpoint.load(&*backend, 256).unwrap();
+    let options = EngineOptions { max_context: Some(256), max_seqs: 4, end_tokens: tokenizer.end_ids().to_vec(), ..EngineOptions::default() };
+    let engine = Engine::new(backend, model, options).unwrap();
+    let (info, max_context) = (engine.model_info().clone(), engine.max_context());
+    let (service, _thread) = Service::start(engine).unwrap();
+    app.ready(Served {
+        name: "tiny".into(),
+        info,
+        tool_format: tokenizer.chat_template_source().and_then(ToolFormat::of_template),
+        template: Some(tokenizer.chat_template().unwrap()),
+        tokenizer,
+        sampling: SamplingParams::default(),
+        max_context,
+        max_seqs: 4,
+        backend: "cpu".into(),
+        service,
+    });
+}
+
+fn loaded() -> (Arc<App>, Router) {
+    let (app, router) = server(Keys::default());
+    load(&app);
+    (app, router)
+}
+
+async fn send(router: &Router, path: &str, body: Option<Vec<u8>>) -> (StatusCode, Vec<u8>) {
+    let request = Request::builder().uri(path).method(if body.is_some() { "POST" } else { "GET" });
+    let response = router.clone().oneshot(request.body(Body::from(body.unwrap_or_default())).unwrap()).await.unwrap();
+    let status = response.status();
+    (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
+}
+
+async fn post(router: &Router, path: &str, body: Value) -> (StatusCode, Value) {
+    let (status, body) = send(router, path, Some(body.to_string().into_bytes())).await;
+    (status, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{path}: {}", String::from_utf8_lossy(&body))))
+}
+
+async fn get(router: &Router, path: &str) -> (StatusCode, String) {
+    let (status, body) = send(router, path, None).await;
+    (status, String::from_utf8(body).unwrap())
+}
+
+/// The JSON values of a stream; it ends with `[DONE]`.
+async fn stream(router: &Router, path: &str, body: Value) -> Vec<Value> {
+    let (status, body) = send(router, path, Some(body.to_string().into_bytes())).await;
+    assert_eq!(status, StatusCode::OK);
+    let text = String::from_utf8(body).unwrap();
+    let mut events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!(events.pop(), Some("[DONE]"));
+    events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+}
+
+fn question(text: &str) -> Value {
+    json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 24, "ignore_eos": true})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn a_stream_says_what_the_whole_says() {
+    let (_app, router) = loaded();
+    for more in [json!({}), json!({"temperature": 1.0, "seed": 7, "n": 3}), json!({"stop": ["e"], "logprobs": true, "top_logprobs": 2})] {
+        let body = with(question("Tell me"), more);
+        let (status, whole) = post(&router, "/v1/chat/completions", body.clone()).await;
+        assert_eq!(status, StatusCode::OK, "{whole}");
+        let parts = stream(&router, "/v1/chat/completions", with(body, json!({"stream": true, "stream_options": {"include_usage": true}}))).await;
+        let n = whole["choices"].as_array().unwrap().len();
+        for choice in 0..n {
+            let of = |p: &&Value| p["choices"][0]["index"] == choice;
+            let text: String = parts.iter().filter(of).filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
+            assert_eq!(whole["choices"][choice]["message"]["content"], text.as_str());
+            let reasons: Vec<&Value> = parts.iter().filter(of).map(|p| &p["choices"][0]["finish_reason"]).filter(|r| !r.is_null()).collect();
+            assert_eq!(reasons, [&whole["choices"][choice]["finish_reason"]]);
+            let tokens = |v: &Value| v["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+            let streamed: Vec<Value> = parts.iter().filter(of).flat_map(|p| tokens(&p["choices"][0])).collect();
+            assert_eq!(tokens(&whole["choices"][choice]), streamed);
+        }
+        assert_eq!(parts.last().unwrap()["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_the_same_among_others() {
+    let (_app, router) = loaded();
+    let (_, alone) = post(&router, "/v1/chat/completions", question("What is it?")).await;
+    let crowd = (0..24).map(|i| post(&router, "/v1/chat/completions", question(if i == 11 { "What is it?" } else { "Something else" })));
+    let answers = futures_util::future::join_all(crowd).await;
+    assert_eq!(answers[11].1["choices"], alone["choices"]);
+}
+
+#[tokio::test]
+async fn completions_take_text_and_ids() {
+    let (_app, router) = loaded();
+    let (_, ids) = post(&router, "/tokenize", json!({"prompt": "the cat"})).await;
+    let ask = |prompt: Value| post(&router, "/v1/completions", json!({"prompt": prompt, "max_tokens": 5, "logprobs": 1, "ignore_eos": true}));
+    let (_, by_text) = ask(json!("the cat")).await;
+    let (_, by_ids) = ask(ids["tokens"].clone()).await;
+    assert_eq!(by_text["choices"], by_ids["choices"]);
+    assert_eq!(by_text["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 5);
+    let (_, several) = ask(json!([ids["tokens"], ids["tokens"]])).await;
+    assert_eq!(several["choices"][1]["text"], by_text["choices"][0]["text"]);
+    let (_, text) = post(&router, "/detokenize", json!({"tokens": ids["tokens"]})).await;
+    assert!(text["prompt"].as_str().unwrap().ends_with("the cat"));
+}
+
+#[tokio::test]
+async fn bad_requests_name_the_field() {
+    let (app, router) = loaded();
+    let huge = 1u64 << 63;
+    for (more, param) in [
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"temperature": 1e308}), "temperature"),
+        (json!({"top_p": 2}), "top_p"),
+        (json!({"max_tokens": huge}), "max_tokens"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_tokens": -5}), "max_tokens"),
+        (json!({"n": 1_000_000}), "n"),
+        (json!({"logprobs": true, "top_logprobs": 129}), "top_logprobs"),
+        (json!({"presence_penalty": 3}), "presence_penalty"),
+        (json!({"stop": [""]}), "stop"),
+        (json!({"stop_token_ids": [1 << 30]}), "stop_tokens"),
+        (json!({"seed": "x"}), "seed"),
+        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"stream_options": {}}), "stream_options"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": [{"role": "king", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content[0].type"),
+        (json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}), "tool_choice"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs"),
+        (json!({"priority": 1u64 << 40}), "priority"),
+    ] {
+        let (status, body) = post(&router, "/v1/chat/completions", with(question("x"), more.clone())).await;
+        assert_eq!((status, &body["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{more}: {body}");
+        assert!(!body["error"]["message"].as_str().unwrap().is_empty());
+    }
+    let (status, body) = post(&router, "/v1/chat/completions", with(question("x"), json!({"model": "other"}))).await;
+    assert_eq!((status, &body["error"]["code"]), (StatusCode::NOT_FOUND, &json!("model_not_found")));
+    let long = "the ".repeat(2000);
+    let (status, body) = post(&router, "/v1/chat/completions", question(&long)).await;
+    assert_eq!((status, &body["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("context_length_exceeded")));
+    for body in ["{", "[1]", "\"x\"", "{\"messages\": \"\u{0}\"}", &"[".repeat(50_000), "{\"messages\":[{\"role\":\"user\",\"content\":\"\\ud800\"}]}"] {
+        let (status, _) = send(&router, "/v1/chat/completions", Some(body.as_bytes().to_vec())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body:.30}");
+    }
+    let (status, _) = send(&router, "/v1/chat/completions", Some(vec![b' '; 1 << 17])).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(get(&router, "/v1/nothing").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get(&router, "/v1/completions").await.0, StatusCode::METHOD_NOT_ALLOWED);
+    // Nobody was harmed.
+    assert_eq!(app.health(), Ok(()));
+    assert_eq!(post(&router, "/v1/chat/completions", question("x")).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn whoever_goes_away_leaves_nothing_behind() {
+    let (app, router) = loaded();
+    for _ in 0..8 {
+        let body = with(question("Tell me"), json!({"stream": true, "max_tokens": 200})).to_string();
+        let request = Request::post("/v1/chat/completions").body(Body::from(body)).unwrap();
+        let mut stream = router.clone().oneshot(request).await.unwrap().into_body().into_data_stream();
+        assert!(stream.next().await.unwrap().is_ok());
+    }
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let snapshot = app.snapshot().unwrap();
+        if (snapshot.running, snapshot.waiting) == (0, 0) {
+            assert_eq!(snapshot.blocks.0, snapshot.blocks.1, "blocks are still in use");
+            return;
+        }
+    }
+    panic!("requests still run: {:?}", app.snapshot());
+}
+
+#[tokio::test]
+async fn health_tells_what_the_server_can_do() {
+    let (app, router) = server(Keys::default());
+    assert_eq!(app.health(), Err(Unhealthy::Loading));
+    assert_eq!(get(&router, "/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(&router, "/v1/models").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    load(&app);
+    assert_eq!(get(&router, "/health").await.0, StatusCode::OK);
+    assert_eq!(post(&router, "/v1/completions", json!({"prompt": "a"})).await.0, StatusCode::OK);
+    let (_, metrics) = get(&router, "/metrics").await;
+    for name in ["vllm:num_requests_running{model_name=\"tiny\"} 0", "vllm:generation_tokens_total", "vllm:request_success_total", "# EOF"] {
+        assert!(metrics.contains(name), "{name} in {metrics}");
+    }
+    app.drain();
+    assert_eq!(get(&router, "/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, body) = post(&router, "/v1/completions", json!({"prompt": "a"})).await;
+    assert_eq!((status, &body["error"]["type"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("service_unavailable_error")));
+}
+
+#[tokio::test]
+async fn keys_guard_everything_but_health() {
+    let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()));
+    load(&app);
+    for path in ["/v1/models", "/metrics", "/version", "/server_info", "/v1/loads"] {
+        assert_eq!(get(&router, path).await.0, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    assert_eq!(get(&router, "/health").await.0, StatusCode::OK);
+    let request = Request::get("/v1/models").header("authorization", "Bearer secret").body(Body::empty()).unwrap();
+    assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
+}
