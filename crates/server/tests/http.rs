@@ -29,7 +29,8 @@ fn load(app: &App) {
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
     let backend: Arc<CpuBackend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
     let model = checkpoint.load(&*backend, 256).unwrap();
-    let options = EngineOptions { max_context: Some(256), max_seqs: 4, end_tokens: tokenizer.end_ids().to_vec(), ..EngineOptions::default() };
+    let options =
+        EngineOptions { max_context: Some(256), max_seqs: 4, end_tokens: tokenizer.end_ids().to_vec(), ..EngineOptions::default() };
     let engine = Engine::new(backend, model, options).unwrap();
     let (info, max_context) = (engine.model_info().clone(), engine.max_context());
     let (service, _thread) = Service::start(engine).unwrap();
@@ -96,13 +97,15 @@ async fn a_stream_says_what_the_whole_says() {
         let body = with(question("Tell me"), more);
         let (status, whole) = post(&router, "/v1/chat/completions", body.clone()).await;
         assert_eq!(status, StatusCode::OK, "{whole}");
-        let parts = stream(&router, "/v1/chat/completions", with(body, json!({"stream": true, "stream_options": {"include_usage": true}}))).await;
+        let parts =
+            stream(&router, "/v1/chat/completions", with(body, json!({"stream": true, "stream_options": {"include_usage": true}}))).await;
         let n = whole["choices"].as_array().unwrap().len();
         for choice in 0..n {
             let of = |p: &&Value| p["choices"][0]["index"] == choice;
             let text: String = parts.iter().filter(of).filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
             assert_eq!(whole["choices"][choice]["message"]["content"], text.as_str());
-            let reasons: Vec<&Value> = parts.iter().filter(of).map(|p| &p["choices"][0]["finish_reason"]).filter(|r| !r.is_null()).collect();
+            let reasons: Vec<&Value> =
+                parts.iter().filter(of).map(|p| &p["choices"][0]["finish_reason"]).filter(|r| !r.is_null()).collect();
             assert_eq!(reasons, [&whole["choices"][choice]["finish_reason"]]);
             let tokens = |v: &Value| v["logprobs"]["content"].as_array().cloned().unwrap_or_default();
             let streamed: Vec<Value> = parts.iter().filter(of).flat_map(|p| tokens(&p["choices"][0])).collect();
@@ -125,7 +128,8 @@ async fn an_answer_is_the_same_among_others() {
 async fn completions_take_text_and_ids() {
     let (_app, router) = loaded();
     let (_, ids) = post(&router, "/tokenize", json!({"prompt": "the cat"})).await;
-    let ask = |prompt: Value| post(&router, "/v1/completions", json!({"prompt": prompt, "max_tokens": 5, "logprobs": 1, "ignore_eos": true}));
+    let ask =
+        |prompt: Value| post(&router, "/v1/completions", json!({"prompt": prompt, "max_tokens": 5, "logprobs": 1, "ignore_eos": true}));
     let (_, by_text) = ask(json!("the cat")).await;
     let (_, by_ids) = ask(ids["tokens"].clone()).await;
     assert_eq!(by_text["choices"], by_ids["choices"]);
@@ -172,7 +176,14 @@ async fn bad_requests_name_the_field() {
     let long = "the ".repeat(2000);
     let (status, body) = post(&router, "/v1/chat/completions", question(&long)).await;
     assert_eq!((status, &body["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("context_length_exceeded")));
-    for body in ["{", "[1]", "\"x\"", "{\"messages\": \"\u{0}\"}", &"[".repeat(50_000), "{\"messages\":[{\"role\":\"user\",\"content\":\"\\ud800\"}]}"] {
+    for body in [
+        "{",
+        "[1]",
+        "\"x\"",
+        "{\"messages\": \"\u{0}\"}",
+        &"[".repeat(50_000),
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"\\ud800\"}]}",
+    ] {
         let (status, _) = send(&router, "/v1/chat/completions", Some(body.as_bytes().to_vec())).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body:.30}");
     }
@@ -215,7 +226,8 @@ async fn health_tells_what_the_server_can_do() {
     assert_eq!(get(&router, "/health").await.0, StatusCode::OK);
     assert_eq!(post(&router, "/v1/completions", json!({"prompt": "a"})).await.0, StatusCode::OK);
     let (_, metrics) = get(&router, "/metrics").await;
-    for name in ["vllm:num_requests_running{model_name=\"tiny\"} 0", "vllm:generation_tokens_total", "vllm:request_success_total", "# EOF"] {
+    for name in ["vllm:num_requests_running{model_name=\"tiny\"} 0", "vllm:generation_tokens_total", "vllm:request_success_total", "# EOF"]
+    {
         assert!(metrics.contains(name), "{name} in {metrics}");
     }
     app.drain();
