@@ -3,6 +3,8 @@
 mod dense;
 mod lt;
 mod naive;
+mod packed;
+mod packed_tiles;
 mod tiles;
 
 use std::{borrow::Cow, sync::Arc};
@@ -20,6 +22,7 @@ use crate::{
 };
 
 pub(crate) use lt::Lt;
+use packed::Packed;
 
 /// A weight on the device: consecutive row ranges, each in one layout.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub(crate) struct Part {
 pub(crate) enum Layout {
     /// `[rows, cols]` BF16 or F16, row-major
     Dense { dtype: DType, data: DeviceBuffer },
+    /// One block type, in tiles
+    Packed(Packed),
 }
 
 /// Uploads a weight. Neighbouring parts that end in one dtype become one matrix.
@@ -55,7 +60,12 @@ pub(crate) fn prepare(cx: &Context, ring: &mut Ring, weight: &Weight) -> Result<
     for same in weight.parts.chunk_by(|a, b| kept(a) == kept(b)) {
         let dtype = kept(&same[0]);
         if !dtype.is_float() {
-            return Err(unsupported("linear", format!("{dtype} weights (`{}`)", weight.name)));
+            let packed = packed::prepare(cx, ring, weight.cols, same)?;
+            let rows = packed.rows();
+            bytes += packed.bytes();
+            parts.push(Part { first_row, rows, layout: Layout::Packed(packed) });
+            first_row += rows;
+            continue;
         }
         cx.lt(); // opened while loading, not in the middle of a step
         let rows = same.iter().map(|p| p.rows).sum::<usize>();
@@ -101,6 +111,7 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
     let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
     let fused = match &weight.parts[..] {
         [Part { layout: Layout::Dense { dtype: DType::BF16, .. }, .. }] => dense::fuses(cx, op)?,
+        [Part { layout: Layout::Packed(packed), .. }] => packed.fuses(cx, op),
         _ => op.norm.is_none() && !matches!(op.epilogue, Epilogue::ActMul { .. }),
     };
     if !fused {
@@ -115,6 +126,7 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
         match &part.layout {
             Layout::Dense { dtype: DType::BF16, data } => dense::linear(cx, &op, data, part.rows)?,
             Layout::Dense { dtype, data } => naive::linear(cx, &op, (*dtype, data))?,
+            Layout::Packed(packed) => packed.linear(cx, &op)?,
         }
     }
     Ok(())
@@ -126,5 +138,6 @@ pub(crate) fn embed(cx: &Context, op: &Embed) -> Result<()> {
     let [part] = &table.parts[..] else { return Err(unsupported("embed", "a table of several dtypes")) };
     match &part.layout {
         Layout::Dense { dtype, data } => naive::embed(cx, op, (*dtype, data)),
+        Layout::Packed(packed) => packed.embed(cx, op),
     }
 }

@@ -1,0 +1,311 @@
+//! Packed block weights: the tiles of `kernels/packed.cuh`, made once at load, and the kernels that read them.
+//!
+//! | tokens | on sm_90 | elsewhere |
+//! |---|---|---|
+//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included | the same |
+//! | more | `sm90_packed_linear_*.cu` | `packed_linear_*.cu`, 16 tokens at a time |
+
+use ferrum_kernels::{
+    DType, Result, Tensor, WeightPart,
+    ops::{Activation, Embed, Epilogue, Linear},
+};
+
+use super::packed_tiles::{self, Format, Machine, Plan, SLICE_TOKENS, Shape};
+use crate::{
+    context::{Context, by_float, unsupported},
+    driver::{DeviceBuffer, DevicePtr, Grid, Swizzle, TensorMap, TensorMapDType, TensorMapSpec},
+    storage::{has_packs, ptr, ptr_or_null, stride},
+    upload::Ring,
+};
+
+/// A matrix of one block type, in tiles.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    dtype: DType,
+    format: Format,
+    rows: usize,
+    cols: usize,
+    tiles: DeviceBuffer,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PackedRepackParams {
+    blocks: DevicePtr,
+    tiles: DevicePtr,
+    rows: u32,
+    cols: u32,
+    k_tiles: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PackedEmbedParams {
+    ids: DevicePtr,
+    tiles: DevicePtr,
+    out: DevicePtr,
+    rows: u32,
+    cols: u32,
+    k_tiles: u32,
+    out_stride: u32,
+    format: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PackedLinearParams {
+    x: DevicePtr,
+    norm: DevicePtr,
+    data: DevicePtr,
+    bias: DevicePtr,
+    out: DevicePtr,
+    tokens: u32,
+    cols: u32,
+    columns: u32,
+    x_stride: u32,
+    out_stride: u32,
+    k_tiles: u32,
+    group_warps: u32,
+    groups: u32,
+    stages: u32,
+    slots: u32,
+    scratch: u32,
+    epilogue: u32,
+    out_f32: u32,
+    eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Sm90PackedLinearParams {
+    x: TensorMap,
+    data: DevicePtr,
+    bias: DevicePtr,
+    out: DevicePtr,
+    tokens: u32,
+    columns: u32,
+    k_tiles: u32,
+    out_stride: u32,
+    epilogue: u32,
+    out_f32: u32,
+}
+
+/// Blocks that are uploaded before they are repacked: the most that the scratch memory takes.
+const PIECE_BYTES: usize = 64 << 20;
+const TILE_ROWS: usize = 16;
+
+/// `(file, kernel)` of the dtype's instance of a family of kernels.
+macro_rules! by_format {
+    ($dtype:expr, $family:literal, $suffix:literal) => {
+        match $dtype {
+            DType::Q4_0 => (concat!($family, "_32"), concat!($family, "_q4_0", $suffix)),
+            DType::Q4_1 => (concat!($family, "_32"), concat!($family, "_q4_1", $suffix)),
+            DType::Q5_0 => (concat!($family, "_32"), concat!($family, "_q5_0", $suffix)),
+            DType::Q5_1 => (concat!($family, "_32"), concat!($family, "_q5_1", $suffix)),
+            DType::Q8_0 => (concat!($family, "_32"), concat!($family, "_q8_0", $suffix)),
+            DType::IQ4_NL => (concat!($family, "_32"), concat!($family, "_iq4_nl", $suffix)),
+            DType::Q2_K => (concat!($family, "_k"), concat!($family, "_q2_k", $suffix)),
+            DType::Q3_K => (concat!($family, "_k"), concat!($family, "_q3_k", $suffix)),
+            DType::Q4_K => (concat!($family, "_k"), concat!($family, "_q4_k", $suffix)),
+            DType::Q5_K => (concat!($family, "_k"), concat!($family, "_q5_k", $suffix)),
+            DType::Q6_K => (concat!($family, "_k"), concat!($family, "_q6_k", $suffix)),
+            _ => (concat!($family, "_k"), concat!($family, "_iq4_xs", $suffix)),
+        }
+    };
+}
+
+/// Uploads rows of one block type and brings them into tiles.
+///
+/// # Errors
+/// [`ferrum_kernels::Error::Unsupported`] when no kernel reads this dtype, or memory is short.
+pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[WeightPart]) -> Result<Packed> {
+    let dtype = parts[0].dtype;
+    let format = Format::of(dtype).ok_or_else(|| unsupported("linear", format!("{dtype} weights")))?;
+    let rows = parts.iter().map(|p| p.rows).sum::<usize>();
+    let row_bytes = cols / dtype.block_len() * dtype.block_bytes();
+    let row_tile_bytes = format.row_tile_bytes(cols);
+    let tiles = DeviceBuffer::new(cx.device(), rows.div_ceil(TILE_ROWS) * row_tile_bytes)?;
+    let piece_rows = (PIECE_BYTES / row_bytes.max(1) / TILE_ROWS * TILE_ROWS).max(TILE_ROWS);
+    let staging = cx.workspace(row_bytes * piece_rows.min(rows))?;
+    let (_, kernel) = by_format!(dtype, "packed_repack", "");
+    for first in (0..rows).step_by(piece_rows) {
+        let last = rows.min(first + piece_rows);
+        let (mut at, mut part_first) = (staging, 0);
+        for part in parts {
+            // The part's share of rows first..last.
+            let from = first.clamp(part_first, part_first + part.rows) - part_first;
+            let to = last.clamp(part_first, part_first + part.rows) - part_first;
+            let bytes = &part.data.as_slice()[from * row_bytes..to * row_bytes];
+            // SAFETY: the scratch memory has room for the piece's rows one behind the other.
+            unsafe { ring.upload(cx.stream(), at, bytes)? };
+            at += bytes.len() as DevicePtr;
+            part_first += part.rows;
+        }
+        let params = PackedRepackParams {
+            blocks: staging,
+            tiles: tiles.ptr() + (first / TILE_ROWS * row_tile_bytes) as DevicePtr,
+            rows: (last - first) as u32,
+            cols: cols as u32,
+            k_tiles: packed_tiles::k_tiles(cols) as u32,
+        };
+        let blocks = (last - first).div_ceil(TILE_ROWS) * packed_tiles::k_tiles(cols);
+        let grid = Grid::new(blocks.div_ceil(8).min(8 * cx.device().attributes().sms as usize), 256);
+        // SAFETY: the piece was uploaded whole, and its tiles lie within the buffer.
+        unsafe { cx.launch("packed_repack", kernel, grid, &params)? };
+    }
+    Ok(Packed { dtype, format, rows, cols, tiles })
+}
+
+impl Packed {
+    pub fn bytes(&self) -> usize {
+        self.tiles.len()
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether [`Self::linear`] does all of `op`, for an `op` on rows of this weight only.
+    pub fn fuses(&self, cx: &Context, op: &Linear) -> bool {
+        let norm = op.norm.is_none() || op.x.shape()[0] <= SLICE_TOKENS || !cx.has("sm90_packed_linear_k");
+        let gate = !matches!(op.epilogue, Epilogue::ActMul { .. }) || (self.rows / 2).is_multiple_of(TILE_ROWS);
+        norm && gate
+    }
+
+    /// Queues `op`, which is one that this [`fuses`](Self::fuses).
+    ///
+    /// # Errors
+    /// When no kernel takes its dtypes or strides, or the device fails.
+    pub fn linear(&self, cx: &Context, op: &Linear) -> Result<()> {
+        let store = matches!(op.epilogue, Epilogue::Store);
+        if op.x.dtype() != DType::BF16 || !(op.out.dtype() == DType::BF16 || store && op.out.dtype() == DType::F32) {
+            return Err(unsupported("linear", format!("{} activations and {} results", op.x.dtype(), op.out.dtype())));
+        }
+        if !has_packs(&[op.x])? {
+            return Err(unsupported("linear", "rows of x that do not start at multiples of 16 bytes"));
+        }
+        let tokens = op.x.shape()[0];
+        if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
+            return self.many(cx, op);
+        }
+        let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1]).is_some() { SLICE_TOKENS } else { 8 };
+        for first in (0..tokens).step_by(slice) {
+            let count = slice.min(tokens - first);
+            self.few(cx, op, &op.x.narrow(0, first, count), &op.out.narrow(0, first, count))?;
+        }
+        Ok(())
+    }
+
+    fn plan(&self, cx: &Context, tokens: usize, columns: usize) -> Option<Plan> {
+        let attributes = cx.device().attributes();
+        let machine = Machine {
+            sms: attributes.sms as usize,
+            block_shared_bytes: attributes.block_shared_bytes,
+            clusters: attributes.compute_capability.0 >= 9,
+        };
+        let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, eights: tokens.div_ceil(8) };
+        packed_tiles::plan(self.format, &shape, &machine)
+    }
+
+    fn few(&self, cx: &Context, op: &Linear, x: &Tensor, out: &Tensor) -> Result<()> {
+        let (tokens, columns) = (x.shape()[0], out.shape()[1]);
+        let Some(plan) = self.plan(cx, tokens, columns) else {
+            return Err(unsupported("linear", format!("{} columns on so little shared memory", self.cols)));
+        };
+        let params = PackedLinearParams {
+            x: ptr(x)?,
+            norm: ptr_or_null(op.norm.map(|n| n.weight))?,
+            data: self.tiles.ptr(),
+            bias: ptr_or_null(op.bias)?,
+            out: ptr(out)?,
+            tokens: tokens as u32,
+            cols: self.cols as u32,
+            columns: columns as u32,
+            x_stride: stride(x, 0) as u32,
+            out_stride: stride(out, 0) as u32,
+            k_tiles: packed_tiles::k_tiles(self.cols) as u32,
+            group_warps: plan.group_warps as u32,
+            groups: plan.groups as u32,
+            stages: plan.stages as u32,
+            slots: plan.slots as u32,
+            scratch: plan.scratch as u32,
+            epilogue: epilogue(op),
+            out_f32: u32::from(out.dtype() == DType::F32),
+            eps: op.norm.map_or(0.0, |n| n.eps),
+        };
+        let (file, kernel) =
+            if tokens <= 8 { by_format!(self.dtype, "packed_linear", "_t8") } else { by_format!(self.dtype, "packed_linear", "_t16") };
+        let (shared_bytes, cluster) = (plan.shared_bytes as u32, plan.cluster as u32);
+        let grid = Grid { shared_bytes, cluster, ..Grid::new(plan.blocks, packed_tiles::THREADS) };
+        // SAFETY: the operation's contract holds, and the weight was repacked whole.
+        unsafe { cx.launch(file, kernel, grid, &params) }
+    }
+
+    fn many(&self, cx: &Context, op: &Linear) -> Result<()> {
+        let (tokens, columns) = (op.x.shape()[0], op.out.shape()[1]);
+        let block = packed_tiles::block_tokens(tokens);
+        let x = TensorMapSpec {
+            ptr: ptr(op.x)?,
+            dtype: TensorMapDType::BF16,
+            shape: [self.cols as u64, tokens as u64],
+            stride_bytes: [2, 2 * op.x.strides()[0] as u64],
+            box_shape: [64, block as u32],
+            swizzle: Swizzle::B128,
+        };
+        let params = Sm90PackedLinearParams {
+            x: x.encode()?,
+            data: self.tiles.ptr(),
+            bias: ptr_or_null(op.bias)?,
+            out: ptr(op.out)?,
+            tokens: tokens as u32,
+            columns: columns as u32,
+            k_tiles: packed_tiles::k_tiles(self.cols) as u32,
+            out_stride: stride(op.out, 0) as u32,
+            epilogue: epilogue(op),
+            out_f32: u32::from(op.out.dtype() == DType::F32),
+        };
+        let (file, kernel) = match block {
+            64 => by_format!(self.dtype, "sm90_packed_linear", "_t64"),
+            128 => by_format!(self.dtype, "sm90_packed_linear", "_t128"),
+            _ => by_format!(self.dtype, "sm90_packed_linear", "_t256"),
+        };
+        let rows = if self.rows > columns { 64 } else { 128 };
+        let blocks = (tokens.div_ceil(block) * columns.div_ceil(rows)).min(cx.device().attributes().sms as usize);
+        let grid = Grid { shared_bytes: self.format.sm90_shared_bytes(block) as u32, ..Grid::new(blocks, 384) };
+        // SAFETY: the operation's contract holds, and the weight was repacked whole.
+        unsafe { cx.launch(file, kernel, grid, &params) }
+    }
+
+    /// Rows of the table.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn embed(&self, cx: &Context, op: &Embed) -> Result<()> {
+        let [tokens, cols] = [op.out.shape()[0], op.out.shape()[1]];
+        let params = PackedEmbedParams {
+            ids: ptr(op.ids)?,
+            tiles: self.tiles.ptr(),
+            out: ptr(op.out)?,
+            rows: self.rows as u32,
+            cols: cols as u32,
+            k_tiles: packed_tiles::k_tiles(cols) as u32,
+            out_stride: stride(op.out, 0) as u32,
+            format: self.format.index(),
+            scale: op.scale,
+        };
+        let blocks = [cols.div_ceil(256) as u32, tokens as u32, 1];
+        // SAFETY: the operation's contract holds, and the table was repacked whole.
+        unsafe { cx.launch("packed_embed", by_float!(op.out.dtype(), "packed_embed"), Grid { blocks, ..Grid::new(1, 256) }, &params) }
+    }
+}
+
+/// `Epilogue` of `packed.cuh`.
+fn epilogue(op: &Linear) -> u32 {
+    match op.epilogue {
+        Epilogue::Store => 0,
+        Epilogue::Add => 1,
+        Epilogue::ActMul { activation: Activation::Silu, .. } => 2,
+        Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 3,
+    }
+}
