@@ -67,10 +67,8 @@ struct PackedLinearParams {
     out_stride: u32,
     k_tiles: u32,
     group_warps: u32,
-    groups: u32,
     stages: u32,
-    slots: u32,
-    scratch: u32,
+    pass_tiles: u32,
     epilogue: u32,
     out_f32: u32,
     eps: f32,
@@ -199,11 +197,7 @@ impl Packed {
 
     fn plan(&self, cx: &Context, tokens: usize, columns: usize) -> Option<Plan> {
         let attributes = cx.device().attributes();
-        let machine = Machine {
-            sms: attributes.sms as usize,
-            block_shared_bytes: attributes.block_shared_bytes,
-            clusters: attributes.compute_capability.0 >= 9,
-        };
+        let machine = Machine { sms: attributes.sms as usize, block_shared_bytes: attributes.block_shared_bytes };
         let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, eights: tokens.div_ceil(8) };
         packed_tiles::plan(self.format, &shape, &machine)
     }
@@ -226,18 +220,15 @@ impl Packed {
             out_stride: stride(out, 0) as u32,
             k_tiles: packed_tiles::k_tiles(self.cols) as u32,
             group_warps: plan.group_warps as u32,
-            groups: plan.groups as u32,
             stages: plan.stages as u32,
-            slots: plan.slots as u32,
-            scratch: plan.scratch as u32,
+            pass_tiles: plan.pass_tiles as u32,
             epilogue: epilogue(op),
             out_f32: u32::from(out.dtype() == DType::F32),
             eps: op.norm.map_or(0.0, |n| n.eps),
         };
         let (file, kernel) =
             if tokens <= 8 { by_format!(self.dtype, "packed_linear", "_t8") } else { by_format!(self.dtype, "packed_linear", "_t16") };
-        let (shared_bytes, cluster) = (plan.shared_bytes as u32, plan.cluster as u32);
-        let grid = Grid { shared_bytes, cluster, ..Grid::new(plan.blocks, packed_tiles::THREADS) };
+        let grid = Grid { shared_bytes: plan.shared_bytes as u32, ..Grid::new(plan.blocks, packed_tiles::THREADS) };
         // SAFETY: the operation's contract holds, and the weight was repacked whole.
         unsafe { cx.launch(file, kernel, grid, &params) }
     }

@@ -6,14 +6,13 @@ const TILE_ROWS: usize = 16;
 const TILE_COLS: usize = 64;
 /// Tiles of a chunk: the columns of one warp.
 const CHUNK_TILES: usize = 4;
-/// `LINEAR_WARPS` and the other warps of `packed_linear.cuh`.
-const WARPS: usize = 16;
-pub(super) const THREADS: u32 = 32 * (WARPS as u32 + OTHER_WARPS);
-const OTHER_WARPS: u32 = 2;
-/// `STAGE_TILES` of `packed_linear.cuh`
-const STAGE_TILES: usize = 2;
-/// Blocks of a cluster that every GPU with clusters can place.
-const MAX_CLUSTER: usize = 8;
+/// Warps of a block of `packed_linear.cuh`
+const WARPS: usize = 8;
+pub(super) const THREADS: u32 = 32 * WARPS as u32;
+/// Half of an H100's, less what the system takes of each block
+const HALF_SHARED_BYTES: usize = 112 << 10;
+/// Gated row tiles count once
+const TWO_BLOCKS_TILES: usize = 6;
 /// Most tokens of `packed_linear.cuh`
 pub(super) const SLICE_TOKENS: usize = 16;
 
@@ -25,30 +24,28 @@ pub(super) struct Format {
     tile: usize,
     /// Bytes in front of a chunk
     super_: usize,
-    /// Sums of x per tile: `GROUPS` where `RAW`
-    sums: usize,
 }
 
 impl Format {
     /// `None` for what is no block type.
     pub fn of(dtype: DType) -> Option<Self> {
-        // (bits of low and high parts together, scale bytes of a row pair, bytes in front, sums)
-        let (index, bits, pair, super_, sums) = match dtype {
-            DType::Q4_0 => (0, 4, 8, 0, 2),
-            DType::Q4_1 => (1, 4, 16, 0, 2),
-            DType::Q5_0 => (2, 5, 8, 0, 2),
-            DType::Q5_1 => (3, 5, 16, 0, 2),
-            DType::Q8_0 => (4, 8, 8, 0, 0),
-            DType::Q2_K => (5, 2, 8, 64, 4),
-            DType::Q3_K => (6, 3, 8, 32, 0),
-            DType::Q4_K => (7, 4, 8, 64, 2),
-            DType::Q5_K => (8, 5, 8, 64, 2),
-            DType::Q6_K => (9, 6, 8, 32, 0),
-            DType::IQ4_NL => (10, 4, 8, 0, 0),
-            DType::IQ4_XS => (11, 4, 4, 32, 0),
+        // (bits of low and high parts together, scale bytes of a row pair, bytes in front)
+        let (index, bits, pair, super_) = match dtype {
+            DType::Q4_0 => (0, 4, 8, 0),
+            DType::Q4_1 => (1, 4, 16, 0),
+            DType::Q5_0 => (2, 5, 8, 0),
+            DType::Q5_1 => (3, 5, 16, 0),
+            DType::Q8_0 => (4, 8, 8, 0),
+            DType::Q2_K => (5, 2, 8, 64),
+            DType::Q3_K => (6, 3, 8, 32),
+            DType::Q4_K => (7, 4, 8, 64),
+            DType::Q5_K => (8, 5, 8, 64),
+            DType::Q6_K => (9, 6, 8, 32),
+            DType::IQ4_NL => (10, 4, 8, 0),
+            DType::IQ4_XS => (11, 4, 4, 32),
             _ => return None,
         };
-        Some(Self { index, tile: 128 * bits + 8 * pair, super_, sums })
+        Some(Self { index, tile: 128 * bits + 8 * pair, super_ })
     }
 
     /// `Format` of `packed.cuh`.
@@ -103,64 +100,53 @@ pub(super) struct Shape {
 pub(super) struct Machine {
     pub sms: usize,
     pub block_shared_bytes: usize,
-    /// Whether blocks form clusters
-    pub clusters: bool,
 }
 
 /// How `packed_linear.cuh` is launched; the fields are those of `PackedLinearParams`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
-    pub cluster: usize,
     pub blocks: usize,
     pub group_warps: usize,
-    pub groups: usize,
     pub stages: usize,
-    pub slots: usize,
-    pub scratch: usize,
+    pub pass_tiles: usize,
     pub shared_bytes: usize,
 }
 
-/// One chunk of columns for each warp of a cluster; where a block's warps are more than that, row tiles side by side. Rings as
-/// deep as shared memory allows. `None` where it has no room for so many tokens: 8 always fit.
+/// The columns over all warps; where there are fewer chunks than warps and row tiles to spare, these side by side. Row tiles
+/// in as few passes as their partial sums have room for, rings as deep as the rest allows. `None` where shared memory has no
+/// room for so many tokens: 8 always fit.
+///
+/// Of large shared memory a block of up to 8 tokens takes half, so that two run at once, or the next kernel's blocks move in
+/// early and fetch their first weights. It takes the same amount for every weight: a multiprocessor that has to divide its
+/// memory anew runs empty first.
 pub(super) fn plan(format: Format, shape: &Shape, machine: &Machine) -> Option<Plan> {
-    let slots = [4, 2, 1];
-    let plans = slots.into_iter().filter_map(|slots| plan_with(slots, format, shape, machine));
-    // Rings before slots: a ring of one stage waits for every copy.
-    plans.max_by_key(|plan| (plan.stages.min(3), plan.slots))
-}
-
-fn plan_with(slots: usize, format: Format, shape: &Shape, machine: &Machine) -> Option<Plan> {
+    let large = machine.block_shared_bytes > 200 << 10;
+    let shared_bytes = if large && shape.eights == 1 { HALF_SHARED_BYTES } else { machine.block_shared_bytes };
     let chunks = k_tiles(shape.cols).div_ceil(CHUNK_TILES);
-    let cluster = if machine.clusters { chunks.div_ceil(WARPS).next_power_of_two().min(MAX_CLUSTER) } else { 1 };
-    let group_warps = chunks.div_ceil(cluster).min(WARPS);
-    let groups = WARPS / group_warps;
-    let (writers, halves) = (cluster * group_warps, 1 + usize::from(shape.gated));
-    let partials = groups * slots * writers * halves * shape.eights * 512;
-    let sums = WARPS * shape.eights * CHUNK_TILES * format.sums * 32;
-    let squares = groups * writers * shape.eights * 32;
-    let row_tile_barriers = groups * slots * (1 + cluster) * 8;
-    let scratch_bytes = WARPS * shape.eights * 1024;
-    // x passes through the place of the partial sums, unless it does so again and again.
-    let apart = partials < scratch_bytes || chunks > writers;
-    let fixed = partials + sums + squares + row_tile_barriers + if apart { scratch_bytes + 16 } else { 0 };
-    let stage = format.super_ + STAGE_TILES * format.tile;
-    let stages = (machine.block_shared_bytes.checked_sub(fixed)? / (WARPS * (stage + 8))).min(16);
-    if stages == 0 {
-        return None;
-    }
-    let shared_bytes = fixed + WARPS * stages * (stage + 8);
-    let scratch = if apart { (shared_bytes - scratch_bytes) / 16 * 16 } else { WARPS * stages * stage };
     let row_tiles = shape.columns.div_ceil(TILE_ROWS);
-    let blocks = cluster * (machine.sms / cluster).min(row_tiles.div_ceil(groups)).max(1);
-    Some(Plan { cluster, blocks, group_warps, groups, stages, slots, scratch, shared_bytes })
+    let mut group_warps = chunks.next_power_of_two().min(WARPS);
+    while group_warps < WARPS && row_tiles * group_warps < machine.sms * WARPS {
+        group_warps *= 2;
+    }
+    let groups = WARPS / group_warps;
+    let two = large && shape.eights == 1 && row_tiles >= TWO_BLOCKS_TILES * machine.sms;
+    let blocks = (machine.sms * (1 + usize::from(two))).min(row_tiles.div_ceil(groups)).max(1);
+    let halves = 1 + usize::from(shape.gated);
+    let most = if large { 8 / shape.eights } else { 2 };
+    let own = row_tiles.div_ceil(blocks * groups) * halves;
+    let pass_tiles = own.div_ceil(own.div_ceil(most)).next_multiple_of(halves);
+    let fixed = WARPS * (pass_tiles * shape.eights * 512 + shape.eights * 32 + 1024);
+    let ring = format.super_ + CHUNK_TILES * format.tile + 8;
+    let stages = shared_bytes.checked_sub(fixed)? / (WARPS * ring);
+    (stages > 0).then_some(Plan { blocks, group_warps, stages, pass_tiles, shared_bytes })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const H100: Machine = Machine { sms: 132, block_shared_bytes: 227 << 10, clusters: true };
-    const RTX_4090: Machine = Machine { sms: 128, block_shared_bytes: 99 << 10, clusters: false };
+    const H100: Machine = Machine { sms: 132, block_shared_bytes: 227 << 10 };
+    const RTX_4090: Machine = Machine { sms: 128, block_shared_bytes: 99 << 10 };
 
     fn formats() -> impl Iterator<Item = (DType, Format)> {
         DType::weights().filter_map(|dtype| Some((dtype, Format::of(dtype)?)))
@@ -187,8 +173,8 @@ mod tests {
                             continue;
                         };
                         assert!(plan.shared_bytes <= machine.block_shared_bytes, "{dtype} {shape:?}: {plan:?}");
-                        assert!(plan.group_warps * plan.groups <= WARPS && plan.blocks.is_multiple_of(plan.cluster), "{plan:?}");
-                        assert!(plan.scratch.is_multiple_of(16) && plan.scratch + WARPS * eights * 1024 <= plan.shared_bytes, "{plan:?}");
+                        assert!(WARPS.is_multiple_of(plan.group_warps) && plan.blocks > 0, "{plan:?}");
+                        assert!(plan.pass_tiles > 0 && plan.pass_tiles.is_multiple_of(1 + usize::from(gated)), "{plan:?}");
                     }
                 }
             }
@@ -201,11 +187,13 @@ mod tests {
     #[test]
     fn llama_8b_fills_the_machine() {
         let format = Format::of(DType::Q4_K).expect("a block type");
-        let qkv = plan(format, &Shape { columns: 6144, cols: 4096, gated: false, eights: 1 }, &H100).expect("8 tokens fit");
-        assert_eq!((qkv.cluster, qkv.blocks, qkv.group_warps, qkv.groups), (1, 132, 16, 1));
-        let down = plan(format, &Shape { columns: 4096, cols: 14336, gated: false, eights: 1 }, &H100).expect("8 tokens fit");
-        assert_eq!((down.cluster, down.blocks, down.group_warps, down.groups), (4, 132, 14, 1));
-        let small = plan(format, &Shape { columns: 1024, cols: 1024, gated: false, eights: 1 }, &H100).expect("8 tokens fit");
-        assert_eq!((small.cluster, small.blocks, small.group_warps, small.groups), (1, 16, 4, 4));
+        let plan = |columns, cols, gated| {
+            let plan = plan(format, &Shape { columns, cols, gated, eights: 1 }, &H100).expect("8 tokens fit");
+            (plan.blocks, plan.group_warps, plan.pass_tiles)
+        };
+        assert_eq!(plan(6144, 4096, false), (132, 8, 3));
+        assert_eq!(plan(14336, 4096, true), (264, 8, 8));
+        assert_eq!(plan(4096, 14336, false), (132, 8, 2));
+        assert_eq!(plan(1024, 1024, false), (64, 8, 1));
     }
 }
