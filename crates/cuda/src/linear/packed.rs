@@ -3,6 +3,7 @@
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
 //! | 1 … 16 | `packed_linear_*.cu`, the norm in front included | the same |
+//! | 17 … 32, too few rows for half of the multiprocessors | the same, 16 tokens at a time | the same |
 //! | more | `sm90_packed_linear_*.cu` | `packed_linear_*.cu`, 16 tokens at a time |
 
 use ferrum_kernels::{
@@ -184,7 +185,9 @@ impl Packed {
             return Err(unsupported("linear", "rows of x that do not start at multiples of 16 bytes"));
         }
         let tokens = op.x.shape()[0];
-        if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
+        let blocks = packed_tiles::sm90_blocks(tokens, op.out.shape()[1], self.rows > op.out.shape()[1]);
+        let slices = tokens <= 2 * SLICE_TOKENS && 2 * blocks < cx.device().attributes().sms as usize;
+        if tokens > SLICE_TOKENS && !slices && cx.has("sm90_packed_linear_k") {
             return self.many(cx, op);
         }
         let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1]).is_some() { SLICE_TOKENS } else { 8 };
@@ -261,8 +264,7 @@ impl Packed {
             128 => by_format!(self.dtype, "sm90_packed_linear", "_t128"),
             _ => by_format!(self.dtype, "sm90_packed_linear", "_t256"),
         };
-        let rows = if self.rows > columns { 64 } else { 128 };
-        let blocks = (tokens.div_ceil(block) * columns.div_ceil(rows)).min(cx.device().attributes().sms as usize);
+        let blocks = packed_tiles::sm90_blocks(tokens, columns, self.rows > columns).min(cx.device().attributes().sms as usize);
         let grid = Grid { shared_bytes: self.format.sm90_shared_bytes(block) as u32, ..Grid::new(blocks, 384) };
         // SAFETY: the operation's contract holds, and the weight was repacked whole.
         unsafe { cx.launch(file, kernel, grid, &params) }

@@ -82,6 +82,11 @@ pub(super) fn block_tokens(tokens: usize) -> usize {
     }
 }
 
+/// Tiles of a product of `sm90_packed_linear.cuh`: 128 weight rows each.
+pub(super) fn sm90_blocks(tokens: usize, columns: usize, gated: bool) -> usize {
+    tokens.div_ceil(block_tokens(tokens)) * columns.div_ceil(if gated { 64 } else { 128 })
+}
+
 /// What `packed_linear.cuh` computes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
