@@ -3,12 +3,14 @@
 #include "packed.cuh"
 
 struct PackedEmbedParams {
-    const int* ids;         // [tokens] i32; outside of 0..rows: row 0
+    const int* ids;         // [tokens] i32; -1 - n: drawn[n]; else outside of 0..rows: row 0
+    const int* drawn;       // [drawn_rows] i32 or null
     const uint8_t* tiles;   // tiles of packed.cuh
     void* out;              // [tokens, cols] bf16 or f32, rows out_stride apart
     uint32_t rows, cols, k_tiles;
     uint32_t out_stride;
     uint32_t format;        // Format
+    uint32_t drawn_rows;
     float scale;
 };
 
@@ -63,7 +65,10 @@ template <class T> __device__ __forceinline__ void packed_embed(const PackedEmbe
     pdl_wait();
     pdl_launch();
     if (col >= p.cols) return;
-    const uint32_t id = p.ids[blockIdx.y], row = id < p.rows ? id : 0;
+    uint32_t id = p.ids[blockIdx.y];
+    // −1 − n is the complement of n, and too large for a row.
+    if (~id < p.drawn_rows) id = p.drawn[~id];
+    const uint32_t row = id < p.rows ? id : 0;
     float v = 0.0f;
     switch (static_cast<Format>(p.format)) {
         case Format::Q4_0: v = look_up<Format::Q4_0>(p, row, col); break;

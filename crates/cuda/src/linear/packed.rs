@@ -43,6 +43,7 @@ struct PackedRepackParams {
 #[derive(Clone, Copy)]
 struct PackedEmbedParams {
     ids: DevicePtr,
+    drawn: DevicePtr,
     tiles: DevicePtr,
     out: DevicePtr,
     rows: u32,
@@ -50,6 +51,7 @@ struct PackedEmbedParams {
     k_tiles: u32,
     out_stride: u32,
     format: u32,
+    drawn_rows: u32,
     scale: f32,
 }
 
@@ -278,6 +280,7 @@ impl Packed {
         let [tokens, cols] = [op.out.shape()[0], op.out.shape()[1]];
         let params = PackedEmbedParams {
             ids: ptr(op.ids)?,
+            drawn: ptr_or_null(op.drawn)?,
             tiles: self.tiles.ptr(),
             out: ptr(op.out)?,
             rows: self.rows as u32,
@@ -285,6 +288,7 @@ impl Packed {
             k_tiles: packed_tiles::k_tiles(cols) as u32,
             out_stride: stride(op.out, 0) as u32,
             format: self.format.index(),
+            drawn_rows: op.drawn.map_or(0, |d| d.shape()[0]) as u32,
             scale: op.scale,
         };
         let blocks = [cols.div_ceil(256) as u32, tokens as u32, 1];
