@@ -212,6 +212,16 @@ impl Worker {
     /// `false` when the engine cannot go on.
     fn step(&mut self, events: &mut Vec<Event>) -> bool {
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(events)));
+        match &result {
+            Ok(Ok(())) => self.failures = 0,
+            Ok(Err(error)) => {
+                self.failures += 1;
+                tracing::error!(%error, failures = self.failures, "a step failed; its requests have ended");
+            }
+            Err(_) => tracing::error!("the engine panicked and has stopped"),
+        }
+        // Whoever has an answer can ask what it has changed.
+        self.publish();
         for event in events.drain(..) {
             let (id, update) = match event {
                 Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
@@ -225,18 +235,7 @@ impl Worker {
                 self.cancel(id);
             }
         }
-        match result {
-            Ok(Ok(())) => self.failures = 0,
-            Ok(Err(error)) => {
-                self.failures += 1;
-                tracing::error!(%error, failures = self.failures, "a step failed; its requests have ended");
-            }
-            Err(_) => {
-                tracing::error!("the engine panicked and has stopped");
-                return false;
-            }
-        }
-        true
+        result.is_ok()
     }
 
     fn cancel(&mut self, id: RequestId) {

@@ -155,6 +155,8 @@ impl OutputParser {
         let marks: Vec<&str> = tool_mark.into_iter().chain(closing_mark).chain(reasoning_marks).collect();
         match find(&self.held, &marks) {
             Found::None { certain } => {
+                // White space in front of a call is not shown, so it waits for what comes.
+                let certain = if tool_mark.is_some() { self.held[..certain].trim_end().len() } else { certain };
                 let rest = self.held.split_off(certain);
                 let text = std::mem::replace(&mut self.held, rest);
                 self.show(text, deltas);
