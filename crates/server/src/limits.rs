@@ -140,7 +140,7 @@ mod tests {
         for (name, value, ok) in [
             ("authorization", "Bearer alpha", true),
             ("x-api-key", "beta", true),
-            ("authorization", "Bearer alph", false),
+            ("authorization", "Bearer alpha1", false),
             ("authorization", "Bearer alphaa", false),
             ("authorization", "alpha", false),
             ("x-api-key", "", false),

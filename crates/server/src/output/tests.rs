@@ -61,7 +61,7 @@ fn hermes_calls() {
 
 #[test]
 fn what_is_no_call_is_shown() {
-    let broken = "<tool_call>{\"nam\": \"x\"}</tool_call>";
+    let broken = "<tool_call>{\"title\": \"x\"}</tool_call>";
     check(Some(ToolFormat::Hermes), "", broken, &[content(broken)]);
     check(Some(ToolFormat::Hermes), "", "<tool_call>{\"name", &[content("<tool_call>{\"name")]);
 }
