@@ -58,7 +58,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .fallback(|| async { ApiError::not_found("there is nothing at this path; the routes begin with /v1/") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(options.max_body_bytes))
-        .layer(middleware::from_fn(trace));
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), trace));
     if !options.cors_origins.is_empty() {
         let cors = CorsLayer::new()
             .allow_origin(AllowOrigin::list(options.cors_origins.iter().cloned()))
@@ -123,7 +123,7 @@ fn hold(body: axum::body::Body, held: impl Send + 'static) -> axum::body::Body {
 }
 
 /// Gives the request an id, writes one line of log, and puts errors that axum makes itself into the API's shape.
-async fn trace(request: Request, next: Next) -> Response {
+async fn trace(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let sent = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
     let parent = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let (method, started) = (request.method().clone(), std::time::Instant::now());
@@ -133,16 +133,11 @@ async fn trace(request: Request, next: Next) -> Response {
         let error = ApiError::body("the body is larger than this server takes").status(StatusCode::PAYLOAD_TOO_LARGE);
         response = error.into_response();
     }
-    let id = sent.unwrap_or_else(|| HeaderValue::from_str(&format!("{:016x}", fastrand_id())).unwrap_or(HeaderValue::from_static("")));
+    let id = sent.unwrap_or_else(|| HeaderValue::from_str(&app.id("")).unwrap_or(HeaderValue::from_static("")));
     tracing::info!(
         %method, %path, status = response.status().as_u16(), ms = started.elapsed().as_millis() as u64,
         request_id = id.to_str().unwrap_or_default(), traceparent = parent.as_deref(), "request"
     );
     response.headers_mut().insert(REQUEST_ID, id);
     response
-}
-
-fn fastrand_id() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
 }

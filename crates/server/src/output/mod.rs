@@ -127,9 +127,8 @@ impl OutputParser {
             State::Call(mut call) => {
                 self.call_deltas(&mut call, &rest, &mut deltas);
                 if !call.started() {
-                    self.calls -= 1;
-                    let opening = self.tools.filter(|t| *t == ToolFormat::Hermes).map_or("", ToolFormat::opening);
-                    self.show(format!("{opening}{rest}"), &mut deltas);
+                    self.held = rest;
+                    self.not_a_call(&mut deltas);
                 }
             }
         }
