@@ -193,19 +193,74 @@ fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels
     let (shape, block_bytes) = (Shape::of(dtype), dtype.block_bytes());
     let first_word = shape.offsets(lanes).1 + 4 * shape.bits * lanes;
     let mut fields = Fields::default();
-    for (rows, panel) in rows.chunks(lanes * row_bytes).zip(panels.chunks_exact_mut(lanes * row_bytes / block_bytes * shape.block_bytes()))
+    for (start, panel) in
+        (0..).step_by(lanes * row_bytes).zip(panels.chunks_exact_mut(lanes * row_bytes / block_bytes * shape.block_bytes()))
     {
+        let (rows, after) = rows[start..].split_at(rows[start..].len().min(lanes * row_bytes));
         for (n, to) in panel.chunks_exact_mut(lanes * shape.block_bytes()).enumerate() {
+            // The next rows come in while these are rearranged: as many streams as lanes are more than the prefetcher follows.
+            after.chunks(64).skip(n * lanes * block_bytes / 64).take((lanes * block_bytes).div_ceil(64)).for_each(prefetch);
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                let block = &row[n * block_bytes..][..block_bytes];
-                split(dtype, block, &mut fields);
+                split(dtype, &row[n * block_bytes..][..block_bytes], &mut fields);
                 fields.write(shape, lanes, lane, to);
-                let words = to[first_word + 4 * lane..].chunks_mut(4 * lanes);
-                for (word, to) in block[shape.words_in_block()].as_chunks::<4>().0.iter().zip(words) {
-                    to[..4].copy_from_slice(word);
+            }
+            let words = &mut to[first_word..];
+            let from = n * block_bytes + shape.from;
+            for (four, rows) in rows.chunks(4 * row_bytes).enumerate() {
+                let row = |r: usize| &rows[r * row_bytes + from..][..4 * (shape.words - shape.bits)];
+                if rows.len() == 4 * row_bytes {
+                    fill_words_of_four([row(0), row(1), row(2), row(3)], lanes, &mut words[16 * four..]);
+                } else {
+                    for r in 0..rows.len() / row_bytes {
+                        let lanes_of_row = words[16 * four + 4 * r..].chunks_mut(4 * lanes);
+                        row(r).as_chunks::<4>().0.iter().zip(lanes_of_row).for_each(|(word, to)| to[..4].copy_from_slice(word));
+                    }
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn prefetch(line: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// The words of four rows side by side: word `w` of row `r` goes to `to[4 * (w * lanes + r)..]`. Rows hold a multiple of four words.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
+    use std::arch::x86_64::*;
+    let steps = rows[0].len() / 16;
+    assert!(rows.iter().all(|r| r.len() == rows[0].len()) && (steps == 0 || to.len() >= 4 * (4 * steps - 1) * lanes + 16));
+    for step in 0..steps {
+        // SAFETY: SSE2 is part of x86-64. The loads end at byte `16 * steps` of a row, the stores at `16` of the last word's
+        // lanes; the lengths were checked above.
+        unsafe {
+            let [a, b, c, d] = rows.map(|r| _mm_loadu_si128(r.as_ptr().add(16 * step).cast()));
+            let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+            let to: *mut u8 = to.as_mut_ptr().add(16 * step * lanes);
+            _mm_storeu_si128(to.cast(), _mm_unpacklo_epi64(ab, cd));
+            _mm_storeu_si128(to.add(4 * lanes).cast(), _mm_unpackhi_epi64(ab, cd));
+            _mm_storeu_si128(to.add(8 * lanes).cast(), _mm_unpacklo_epi64(ab_high, cd_high));
+            _mm_storeu_si128(to.add(12 * lanes).cast(), _mm_unpackhi_epi64(ab_high, cd_high));
+        }
+    }
+}
+
+/// As above, word by word.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
+    for (r, row) in rows.iter().enumerate() {
+        row.as_chunks::<4>().0.iter().zip(to[4 * r..].chunks_mut(4 * lanes)).for_each(|(word, to)| to[..4].copy_from_slice(word));
     }
 }
 
