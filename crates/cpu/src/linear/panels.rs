@@ -87,7 +87,8 @@ impl Panels {
         let count = rows.div_ceil(lanes);
         let (storage, start) = arena.take(count * lanes * blocks * Shape::of(dtype).block_bytes())?;
         let panels = Self { storage, start, dtype, lanes, blocks };
-        let chunk = (1 << 20) / panels.panel_bytes().max(1);
+        // Giving pages back interrupts the other threads, so chunks are as large as keeps all threads at work.
+        let chunk = (data.len() / 4).clamp(1 << 17, 1 << 21) / panels.panel_bytes().max(1);
         pool.chunks(count, chunk, &|_, range| {
             // SAFETY: the memory was taken for this matrix alone, and each panel belongs to one chunk.
             let to = unsafe { std::slice::from_raw_parts_mut(panels.panel(range.start), range.len() * panels.panel_bytes()) };
