@@ -141,7 +141,7 @@ impl Panels {
 struct Fields {
     halves: [u16; 2],
     bytes: [u8; 16],
-    /// Of Q5_0 and Q5_1
+    /// Of Q5_0 and Q5_1; written in the order of the file, read in that of the panel
     bits: u32,
 }
 
@@ -205,6 +205,11 @@ fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels
                 split(dtype, &row[n * block_bytes..][..block_bytes], &mut fields);
                 fields.write(shape, lanes, lane, to);
             }
+            if shape.bits == 1 {
+                for bits in to[shape.offsets(lanes).1..first_word].as_chunks_mut::<4>().0 {
+                    *bits = bits_by_step(u32::from_le_bytes(*bits)).to_le_bytes();
+                }
+            }
             let words = &mut to[first_word..];
             let from = n * block_bytes + shape.from;
             for (four, rows) in rows.chunks(4 * row_bytes).enumerate() {
@@ -265,7 +270,7 @@ fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
     }
 }
 
-/// Takes all but the plain words.
+/// Takes all but the plain words; [`Fields::bits`] stay in the file's order.
 #[inline(always)]
 fn split(dtype: DType, block: &[u8], f: &mut Fields) {
     let half = |f: &mut Fields, n: usize, at: usize| f.halves[n] = half_at(block, at);
@@ -274,10 +279,10 @@ fn split(dtype: DType, block: &[u8], f: &mut Fields) {
     }
     match dtype {
         DType::Q4_1 => half(f, 1, 2),
-        DType::Q5_0 => f.bits = bits_by_step(word_at(block, 2)),
+        DType::Q5_0 => f.bits = word_at(block, 2),
         DType::Q5_1 => {
             half(f, 1, 2);
-            f.bits = bits_by_step(word_at(block, 4));
+            f.bits = word_at(block, 4);
         }
         DType::Q2_K => {
             half(f, 0, 80);
@@ -315,7 +320,7 @@ fn split(dtype: DType, block: &[u8], f: &mut Fields) {
     }
 }
 
-/// The inverse of [`split`]; leaves the plain words out.
+/// The inverse of [`split`], with the bits in the panel's order; leaves the plain words out.
 fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
     let half = |block: &mut [u8], n: usize, at: usize| block[at..at + 2].copy_from_slice(&f.halves[n].to_le_bytes());
     block.fill(0);
