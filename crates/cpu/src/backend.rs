@@ -8,7 +8,7 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Error, ImmediateReadback, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, Softcap},
 };
 
 use crate::{
@@ -204,6 +204,11 @@ impl Backend for CpuBackend {
     fn softcap(&self, op: &Softcap) -> Result<()> {
         let (_running, pool) = self.lock();
         ops::softcap::run(pool, self.simd, op)
+    }
+
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
+        let (_running, pool) = self.lock();
+        ops::logits_mask::run(pool, self.simd, op)
     }
 
     fn sample(&self, op: &Sample) -> Result<()> {

@@ -6,14 +6,14 @@ use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     ops::{
-        ActMul, Activation, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, QkNorm, RmsNorm, Rope, RopeKvWrite,
-        RopeLayout, Sample, SampleParams, Softcap,
+        ActMul, Activation, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, LogitsMask, LogitsMaskRow, QkNorm,
+        RmsNorm, Rope, RopeKvWrite, RopeLayout, Sample, SampleParams, Softcap,
     },
     testkit,
 };
 
 /// One mistake: the operation it is in, and what is wrong.
-const MUTATIONS: [(&str, &str); 29] = [
+const MUTATIONS: [(&str, &str); 32] = [
     ("embed", "scale 1 % too large"),
     ("embed", "last token left out"),
     ("embed", "drawn ids ignored"),
@@ -42,6 +42,9 @@ const MUTATIONS: [(&str, &str); 29] = [
     ("attention", "sinks left out"),
     ("gather_rows", "first row for all"),
     ("softcap", "cap 1 % too large"),
+    ("logits_mask", "biases left out"),
+    ("logits_mask", "masks left out"),
+    ("logits_mask", "first mask for all"),
     ("sample", "filters left out"),
 ];
 
@@ -247,6 +250,22 @@ impl Backend for Mutant {
     fn softcap(&self, op: &Softcap) -> Result<()> {
         let cap = if self.is("softcap", "cap 1 % too large") { 1.01 * op.cap } else { op.cap };
         self.sound.softcap(&Softcap { cap, ..*op })
+    }
+
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
+        let first = self.is("logits_mask", "first mask for all");
+        let mut bytes = vec![0; op.rows.bytes()];
+        self.sound.download(op.rows, &mut bytes)?;
+        for raw in bytes.chunks_exact_mut(size_of::<LogitsMaskRow>()) {
+            let row: LogitsMaskRow = bytemuck::pod_read_unaligned(raw);
+            let mask = if first { row.mask.min(0) } else { row.mask };
+            raw.copy_from_slice(bytemuck::bytes_of(&LogitsMaskRow { mask, ..row }));
+        }
+        let rows = self.sound.zeros(DType::U8, op.rows.shape())?;
+        self.sound.upload(&rows, &bytes)?;
+        let biases = op.biases.filter(|_| !self.is("logits_mask", "biases left out"));
+        let masks = op.masks.filter(|_| !self.is("logits_mask", "masks left out"));
+        self.sound.logits_mask(&LogitsMask { rows: &rows, biases, masks, ..*op })
     }
 
     fn sample(&self, op: &Sample) -> Result<()> {

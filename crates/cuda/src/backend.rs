@@ -7,7 +7,7 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, Result, Storage, Tensor, Weight, host,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 use crate::{
@@ -161,6 +161,10 @@ impl Backend for CudaBackend {
 
     fn softcap(&self, op: &Softcap) -> Result<()> {
         ops::softcap(&self.cx, op)
+    }
+
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
+        ops::logits_mask(&self.cx, op)
     }
 
     fn sample(&self, op: &Sample) -> Result<()> {

@@ -12,8 +12,8 @@ use ferrum_engine::{Engine, EngineOptions, Event, Request, SamplingParams};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
     ops::{
-        ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, Norm, QkNorm, RmsNorm, Rope, RopeKvWrite, Rotation,
-        Sample, Softcap,
+        ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, LogitsMask, Norm, QkNorm, RmsNorm, Rope, RopeKvWrite,
+        Rotation, Sample, Softcap,
     },
 };
 use ferrum_models::Checkpoint;
@@ -223,6 +223,10 @@ impl Backend for Recorder {
     fn softcap(&self, op: &Softcap) -> Result<()> {
         let (x, cap) = (op.x.clone(), op.cap);
         self.issue(move || R.softcap(&Softcap { x: &x, cap }))
+    }
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
+        let (logits, rows, biases, masks) = (op.logits.clone(), op.rows.clone(), op.biases.cloned(), op.masks.cloned());
+        self.issue(move || R.logits_mask(&LogitsMask { logits: &logits, rows: &rows, biases: biases.as_ref(), masks: masks.as_ref() }))
     }
     fn sample(&self, op: &Sample) -> Result<()> {
         let (logits, params, counts, out) = (op.logits.clone(), op.params.clone(), op.counts.cloned(), op.out.clone());

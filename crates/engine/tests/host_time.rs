@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ferrum_engine::{Engine, EngineOptions, Request};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, Softcap},
 };
 use ferrum_models::{Model, ModelInfo, Step};
 
@@ -60,7 +60,8 @@ impl Backend for NoDevice {
     }
     nothing!(
         embed: Embed, rms_norm: RmsNorm, add_rms_norm: AddRmsNorm, linear: Linear, act_mul: ActMul, rope: Rope, kv_write: KvWrite,
-        attention: Attention, gather_rows: GatherRows, softcap: Softcap, sample: Sample
+        attention: Attention, gather_rows: GatherRows, softcap: Softcap,
+        logits_mask: LogitsMask, sample: Sample
     );
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     DType, PreparedWeight, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 /// What a backend runs on, for people and for planning.
@@ -170,6 +170,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn attention(&self, op: &Attention) -> Result<()>;
     fn gather_rows(&self, op: &GatherRows) -> Result<()>;
     fn softcap(&self, op: &Softcap) -> Result<()>;
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()>;
     fn sample(&self, op: &Sample) -> Result<()>;
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{
     Backend, DType, DeviceInfo, ImmediateReadback, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     host::{self, HostStorage},
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
 };
 
 pub(crate) const NAME: &str = "reference";
@@ -116,6 +116,10 @@ impl Backend for ReferenceBackend {
     }
 
     fn softcap(&self, op: &Softcap) -> Result<()> {
+        op.reference()
+    }
+
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
         op.reference()
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod add_rms_norm;
 pub(crate) mod attention;
 pub(crate) mod gather_rows;
 pub(crate) mod kv_write;
+pub(crate) mod logits_mask;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod sample;

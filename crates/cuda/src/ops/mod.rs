@@ -3,6 +3,7 @@
 mod act_mul;
 mod gather_rows;
 mod kv_write;
+mod logits_mask;
 mod rms_norm;
 mod rope;
 mod rope_kv_write;
@@ -12,6 +13,7 @@ mod softcap;
 pub(crate) use act_mul::act_mul;
 pub(crate) use gather_rows::gather_rows;
 pub(crate) use kv_write::kv_write;
+pub(crate) use logits_mask::logits_mask;
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope::rope;
 pub(crate) use rope_kv_write::{fuses_rope_kv_write, rope_kv_write};

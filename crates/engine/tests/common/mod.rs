@@ -14,7 +14,7 @@ use std::{
 use ferrum_engine::{ContextFull, Engine, EngineOptions, Event, FinishReason, Finished, Request, RequestId};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, RmsNorm, Rope, Sample, SampleParams, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, SampleParams, Softcap},
 };
 use ferrum_models::{Model, ModelInfo, Step};
 
@@ -99,6 +99,11 @@ impl Backend for TestBackend {
     }
     fn softcap(&self, op: &Softcap) -> Result<()> {
         ReferenceBackend.softcap(op)
+    }
+    fn logits_mask(&self, op: &LogitsMask) -> Result<()> {
+        let mut result = Ok(());
+        allocation_counter::opt_out(|| result = ReferenceBackend.logits_mask(op));
+        result
     }
     fn sample(&self, op: &Sample) -> Result<()> {
         let mut result = Ok(());

@@ -8,6 +8,7 @@ mod embed;
 mod gather_rows;
 mod kv_write;
 mod linear;
+mod logits_mask;
 mod rms_norm;
 mod rope;
 mod rope_kv_write;
@@ -21,6 +22,7 @@ pub use embed::Embed;
 pub use gather_rows::GatherRows;
 pub use kv_write::KvWrite;
 pub use linear::{Epilogue, Linear, Norm};
+pub use logits_mask::{LogitBias, LogitsMask, LogitsMaskRow};
 pub use rms_norm::RmsNorm;
 pub use rope::{Rope, RopeLayout};
 pub use rope_kv_write::{QkNorm, RopeKvWrite, Rotation};
@@ -39,6 +41,7 @@ pub fn cases() -> Vec<Case> {
         gather_rows::cases(),
         kv_write::cases(),
         linear::cases(),
+        logits_mask::cases(),
         rms_norm::cases(),
         rope::cases(),
         rope_kv_write::cases(),

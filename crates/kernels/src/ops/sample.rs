@@ -201,6 +201,14 @@ pub(super) fn cases() -> Vec<Case> {
             SampleParams { repetition_penalty: 1.5, presence_penalty: 0.5, frequency_penalty: 0.7, counts_row: 0, ..g },
         ),
         ("penalties", SampleParams { repetition_penalty: 1.2, presence_penalty: 0.5, frequency_penalty: 0.3, counts_row: 0, ..drawn }),
+        ("masked greedy", g),
+        ("masked", drawn),
+        ("masked top_k above the allowed", SampleParams { top_k: 2000, ..drawn }),
+        ("masked top_p=0.9", SampleParams { top_p: 0.9, temperature: 5.0, ..drawn }),
+        (
+            "masked all filters",
+            SampleParams { top_k: 50, top_p: 0.95, min_p: 0.02, repetition_penalty: 1.2, presence_penalty: 0.5, counts_row: 0, ..drawn },
+        ),
     ]
     .into_iter()
     .flat_map(|(name, params)| {
@@ -210,6 +218,12 @@ pub(super) fn cases() -> Vec<Case> {
         let case = Case::new("sample", format!("{name} seqs={seqs} vocab={vocab}"), Tolerance::EXACT, move |i| {
             let b = i.backend();
             let logits = i.normal_f32_scaled(&[seqs, vocab], 3.0)?;
+            if name.starts_with("masked") {
+                // As `logits_mask` leaves them: one token in 29 is allowed.
+                let mut values = b.read_f32(&logits)?;
+                values.iter_mut().enumerate().filter(|(n, _)| n % 29 != 5).for_each(|(_, v)| *v = f32::NEG_INFINITY);
+                b.upload(&logits, bytemuck::cast_slice(&values))?;
+            }
             let rows: Vec<SampleParams> = (0..seqs as u32)
                 .map(|s| SampleParams {
                     position: params.position + 11 * s,
