@@ -6,21 +6,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_kernels::{Backend, ops::SampleParams};
+use ferrum_kernels::{
+    Backend,
+    ops::{LogitBias, SampleParams},
+};
 use ferrum_models::{Model, ModelInfo};
 
 use crate::{
     block_pool::BlockPool,
     counts::{CountRows, History},
     error::{Result, SubmitError},
+    grammar::{Constraint, GrammarError},
     logprobs::TokenLogprobs,
+    masks::Masks,
     memory::MemoryPlan,
     options::{EngineOptions, Sizes},
-    plan::{Plan, RequestId},
+    plan::{Plan, PlannedSequence, RequestId},
     request::Request,
     runner::Runner,
     scheduler::{Counts, Limits, Outcome, Scheduler},
-    sequence::Finished,
+    sequence::{FinishReason, Finished},
 };
 
 /// What a step brought for one request.
@@ -76,6 +81,9 @@ pub struct Engine {
     flight: Option<Plan>,
     // Buffers of a step.
     params: Vec<SampleParams>,
+    masks: Masks,
+    /// Rows whose logits are masked, and what they were before, for log-probabilities
+    unmasked: Vec<(usize, Vec<f32>)>,
     logprobs: Vec<(usize, TokenLogprobs)>,
     outcomes: Vec<Outcome>,
 }
@@ -87,6 +95,14 @@ struct Active {
     /// Only with penalties
     history: Option<History>,
     logprobs: Option<usize>,
+    biases: Vec<LogitBias>,
+    constraint: Option<Constraint>,
+}
+
+impl Active {
+    fn is_masked(&self) -> bool {
+        self.constraint.is_some() || !self.biases.is_empty()
+    }
 }
 
 impl Engine {
@@ -120,6 +136,8 @@ impl Engine {
             overlapped,
             flight: None,
             params: Vec::with_capacity(sizes.max_seqs),
+            masks: Masks::default(),
+            unmasked: Vec::new(),
             logprobs: Vec::new(),
             outcomes: Vec::with_capacity(sizes.max_seqs),
         })
@@ -142,20 +160,21 @@ impl Engine {
     ///
     /// # Errors
     /// When a number is not valid, the context can never hold the request, or the queue is full.
-    pub fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
+    pub fn submit(&mut self, mut request: Request) -> Result<RequestId, SubmitError> {
         request.validate(self.model_info().vocab)?;
         let logprobs = request.logprobs;
         self.submitted += 1;
         let fallback_seed = self.seeds.hash_one(self.submitted);
         let params = request.sample_params(fallback_seed);
         let history = request.has_penalties().then(|| History::new(request.prompt.clone()));
+        let (biases, constraint) = (request.biases(), request.constraint.take());
         let tag = self.free_tags.pop().unwrap_or_else(|| {
             self.active.push(None);
             self.active.len() - 1
         });
         match self.scheduler.submit(request.into_sequence(&self.end_tokens, tag)) {
             Ok(id) => {
-                self.active[tag] = Some(Active { id, params, history, logprobs });
+                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint });
                 Ok(id)
             }
             Err(error) => {
@@ -205,13 +224,19 @@ impl Engine {
         }
         self.stats.last_step.tokens = plan.tokens.len();
         self.stats.last_step.sequences = plan.seqs.len();
-        let issued = if plan.is_empty() { Ok(()) } else { self.issue(&plan) };
+        let issued = match () {
+            () if plan.is_empty() => Ok(()),
+            () if plan.sampling().any(|p| self.active_of(p).is_some_and(Active::is_masked)) => {
+                self.issue_masked(&plan, events, &mut result)
+            }
+            () => self.issue(&plan),
+        };
         // The host has just prepared this step while the device computed the one before.
         result = result.and(self.land(events));
         match issued {
             Ok(()) if plan.is_empty() => self.scheduler.commit(plan, &[], &mut self.outcomes),
             Ok(()) => {
-                let needs_logits = plan.sampling().any(|p| self.active[p.tag].as_ref().is_some_and(|a| a.logprobs.is_some()));
+                let needs_logits = plan.sampling().any(|p| self.active_of(p).is_some_and(|a| a.logprobs.is_some()));
                 self.flight = Some(plan);
                 if !self.overlapped || needs_logits {
                     result = result.and(self.land(events));
@@ -267,17 +292,7 @@ impl Engine {
 
     /// Uploads a plan and issues its operations.
     fn issue(&mut self, plan: &Plan) -> Result<()> {
-        let vocab = self.model_info().vocab;
-        self.params.clear();
-        for planned in plan.sampling() {
-            let active = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id);
-            let Some(active) = active else { continue };
-            let mut params = SampleParams { position: planned.draw as u32, ..active.params };
-            if let Some(history) = &mut active.history {
-                params.counts_row = self.counts.row(self.runner.backend(), vocab, history)?;
-            }
-            self.params.push(params);
-        }
+        self.fill_params(plan)?;
         let issuing = Instant::now();
         self.runner.issue(plan, &self.params, self.counts.tensor())?;
         if !self.overlapped {
@@ -286,13 +301,84 @@ impl Engine {
         Ok(())
     }
 
+    /// As [`Engine::issue`], for a step with masks. They need the tokens of the step before, which land while the device is in
+    /// the forward pass; `landed` becomes how that went.
+    fn issue_masked(&mut self, plan: &Plan, events: &mut Vec<Event>, landed: &mut Result<()>) -> Result<()> {
+        let issuing = Instant::now();
+        self.runner.issue_forward(plan)?;
+        let issuing = issuing.elapsed();
+        let before = self.land(events);
+        if landed.is_ok() {
+            *landed = before;
+        }
+        self.fill_masks(plan, events)?;
+        self.fill_params(plan)?;
+        let drawing = Instant::now();
+        self.runner.draw_masked(&self.params, self.counts.tensor(), &mut self.masks)?;
+        if !self.overlapped {
+            self.stats.last_step.device_time += issuing + drawing.elapsed();
+        }
+        Ok(())
+    }
+
+    /// The parameters of every row that is drawn. One whose request has ended meanwhile draws what nobody reads.
+    fn fill_params(&mut self, plan: &Plan) -> Result<()> {
+        let vocab = self.model_info().vocab;
+        self.params.clear();
+        for planned in plan.sampling() {
+            let mut params = SampleParams::GREEDY;
+            if let Some(active) = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id) {
+                params = SampleParams { position: planned.draw as u32, ..active.params };
+                if let Some(history) = &mut active.history {
+                    params.counts_row = self.counts.row(self.runner.backend(), vocab, history)?;
+                }
+            }
+            self.params.push(params);
+        }
+        Ok(())
+    }
+
+    /// The masks of every row that is drawn. Whose grammar cannot go on ends here.
+    fn fill_masks(&mut self, plan: &Plan, events: &mut Vec<Event>) -> Result<()> {
+        let vocab = self.model_info().vocab;
+        self.masks.clear();
+        self.unmasked.clear();
+        for (row, planned) in plan.sampling().enumerate() {
+            let active = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id);
+            let Some(active) = active else {
+                // A row without a request has no grammar either.
+                let _ = self.masks.push(vocab, &[], None);
+                continue;
+            };
+            if active.logprobs.is_some() && active.is_masked() {
+                self.unmasked.push((row, self.runner.read_logits(row)?.to_vec()));
+            }
+            if self.masks.push(vocab, &active.biases, active.constraint.as_mut()).is_err() {
+                self.end(planned.id, FinishReason::Constraint, events);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a request for a reason that the scheduler does not know.
+    fn end(&mut self, id: RequestId, reason: FinishReason, events: &mut Vec<Event>) {
+        if let Some(finished) = self.cancel(id) {
+            events.push(Event::Finished { id, finished: Finished { reason, ..finished } });
+        }
+    }
+
+    /// What is known of a planned request, unless it has ended.
+    fn active_of(&self, planned: &PlannedSequence) -> Option<&Active> {
+        self.active[planned.tag].as_ref().filter(|a| a.id == planned.id)
+    }
+
     /// Takes in what the step under way computed, if there is one.
     fn land(&mut self, events: &mut Vec<Event>) -> Result<()> {
         let Some(plan) = self.flight.take() else { return Ok(()) };
         self.outcomes.clear();
         self.logprobs.clear();
         let waiting = Instant::now();
-        let result = self.runner.wait().and_then(|()| read_logprobs(&plan, &self.active, &mut self.runner, &mut self.logprobs));
+        let result = self.runner.wait().and_then(|()| self.read_logprobs(&plan));
         self.stats.last_step.device_time += waiting.elapsed();
         match result {
             Ok(()) => self.scheduler.commit(plan, self.runner.tokens(), &mut self.outcomes),
@@ -302,12 +388,32 @@ impl Engine {
         result
     }
 
+    /// The log-probabilities that requests of a step asked for, with their rows: the model's own, before any mask.
+    fn read_logprobs(&mut self, plan: &Plan) -> Result<()> {
+        for (row, planned) in plan.sampling().enumerate() {
+            let of_request = self.active[planned.tag].as_ref().filter(|a| a.id == planned.id);
+            let Some(count) = of_request.and_then(|a| a.logprobs) else { continue };
+            let token = self.runner.tokens().get(row).copied().unwrap_or_default();
+            let logprobs = match self.unmasked.iter().find(|(of, _)| *of == row) {
+                Some((_, logits)) => TokenLogprobs::new(logits, token, count),
+                None => TokenLogprobs::new(self.runner.read_logits(row)?, token, count),
+            };
+            self.logprobs.push((row, logprobs));
+        }
+        self.unmasked.clear();
+        Ok(())
+    }
+
     fn emit(&mut self, events: &mut Vec<Event>) {
         let mut logprobs = std::mem::take(&mut self.logprobs).into_iter().peekable();
         let outcomes = std::mem::take(&mut self.outcomes);
         for outcome in &outcomes {
             let (id, tag) = (outcome.id, outcome.tag);
+            let mut end = None;
             if let Some(token) = outcome.token {
+                if let Some(constraint) = self.active[tag].as_mut().and_then(|a| a.constraint.as_mut()) {
+                    end = end_of(constraint.take(token));
+                }
                 if let Some(history) = self.active[tag].as_mut().and_then(|a| a.history.as_mut()) {
                     history.output.push(token);
                 }
@@ -318,6 +424,8 @@ impl Engine {
             if let Some(finished) = outcome.finished {
                 self.forget(tag);
                 events.push(Event::Finished { id, finished });
+            } else if let Some(reason) = end {
+                self.end(id, reason, events);
             }
         }
         self.outcomes = outcomes;
@@ -333,13 +441,11 @@ impl Engine {
     }
 }
 
-/// The log-probabilities that requests of a step asked for, with their rows.
-fn read_logprobs(plan: &Plan, active: &[Option<Active>], runner: &mut Runner, out: &mut Vec<(usize, TokenLogprobs)>) -> Result<()> {
-    for (row, planned) in plan.sampling().enumerate() {
-        let of_request = active[planned.tag].as_ref().filter(|a| a.id == planned.id);
-        let Some(count) = of_request.and_then(|a| a.logprobs) else { continue };
-        let token = runner.tokens().get(row).copied().unwrap_or_default();
-        out.push((row, TokenLogprobs::new(runner.read_logits(row)?, token, count)));
+/// Why a constrained request ends with the token that it took; `None`: it goes on.
+fn end_of(complete: Result<bool, GrammarError>) -> Option<FinishReason> {
+    match complete {
+        Ok(true) => Some(FinishReason::Stop),
+        Ok(false) => None,
+        Err(_) => Some(FinishReason::Constraint),
     }
-    Ok(())
 }

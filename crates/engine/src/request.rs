@@ -1,14 +1,17 @@
 //! A request, and the one place where its numbers are checked.
 
-use ferrum_kernels::ops::SampleParams;
+use ferrum_kernels::ops::{LogitBias, SampleParams};
 
 use crate::{
     error::SubmitError,
+    grammar::Constraint,
     sequence::{ContextFull, NewSequence},
 };
 
 /// Most alternatives reported per token.
 pub const MAX_LOGPROBS: usize = 128;
+/// Most biases of one request.
+pub const MAX_LOGIT_BIAS: usize = 1024;
 /// Most stop tokens of one request.
 pub const MAX_STOP_TOKENS: usize = 256;
 /// Most tokens generated for one request; positions are 32-bit on the device.
@@ -53,10 +56,14 @@ impl Default for SamplingParams {
 }
 
 /// What a caller wants generated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
+    /// Token ids and what is added to their logits before anything else, −100 to 100
+    pub logit_bias: Vec<(u32, f64)>,
+    /// What the answer must look like. It ends where nothing can follow, or with an end token where one may
+    pub constraint: Option<Constraint>,
     /// `None`: until the context is full
     pub max_tokens: Option<u64>,
     /// Tokens that end the answer, besides the model's own
@@ -76,6 +83,8 @@ impl Request {
         Self {
             prompt,
             sampling: SamplingParams::default(),
+            logit_bias: Vec::new(),
+            constraint: None,
             max_tokens: None,
             stop_tokens: Vec::new(),
             ignore_eos: false,
@@ -108,8 +117,16 @@ impl Request {
         }
         let count = self.stop_tokens.len();
         require(count <= MAX_STOP_TOKENS, "stop_tokens", format!("{count} tokens"), &format!("at most {MAX_STOP_TOKENS} are allowed"))?;
+        let count = self.logit_bias.len();
+        require(count <= MAX_LOGIT_BIAS, "logit_bias", format!("{count} tokens"), &format!("at most {MAX_LOGIT_BIAS} are allowed"))?;
+        let mut biased: Vec<u32> = self.logit_bias.iter().map(|(id, _)| *id).collect();
+        biased.sort_unstable();
+        require(biased.windows(2).all(|w| w[0] != w[1]), "logit_bias", "a token twice", "each token may have one bias")?;
+        self.logit_bias.iter().try_for_each(|(_, bias)| number("logit_bias", *bias, -100.0..=100.0))?;
+        let ends = !(self.ignore_eos && self.constraint.is_some());
+        require(ends, "ignore_eos", "true", "an answer with a grammar ends where the grammar says")?;
         require(!self.prompt.is_empty(), "prompt", "empty", "it must have at least one token")?;
-        for (field, ids) in [("prompt", &self.prompt), ("stop_tokens", &self.stop_tokens)] {
+        for (field, ids) in [("prompt", &self.prompt), ("stop_tokens", &self.stop_tokens), ("logit_bias", &biased)] {
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
                 return Err(SubmitError::invalid(field, format!("token id {id}"), format!("ids must be below the vocabulary of {vocab}")));
             }
@@ -132,6 +149,11 @@ impl Request {
             seed: s.seed.unwrap_or(fallback_seed),
             ..SampleParams::GREEDY
         }
+    }
+
+    /// The part for the device, of a validated request.
+    pub(crate) fn biases(&self) -> Vec<LogitBias> {
+        self.logit_bias.iter().map(|&(token, bias)| LogitBias { token, bias: bias as f32 }).collect()
     }
 
     /// Whether earlier tokens change the choice.

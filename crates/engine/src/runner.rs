@@ -16,6 +16,7 @@ use ferrum_models::{Batch, KvCache, Model, Scratch, Step};
 use crate::{
     error::Result,
     graphs::{Graphs, Shape},
+    masks::Masks,
     options::{INDEX_ALIGN, Sizes},
     plan::Plan,
     scheduler::MAX_UNDER_WAY,
@@ -63,6 +64,8 @@ enum Draw<'a> {
     Greedy,
     /// By the parameters that were uploaded
     Params(Option<&'a Tensor>),
+    /// Not with the forward pass
+    Later,
 }
 
 impl Runner {
@@ -122,6 +125,33 @@ impl Runner {
             self.device.forward(&batch)?;
             self.device.sample(rows, draw)?;
         }
+        self.start_landing(rows)
+    }
+
+    /// Issues the forward pass of a step whose drawing [`Runner::draw_masked`] issues.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn issue_forward(&mut self, plan: &Plan) -> Result<()> {
+        if plan.is_decode() && self.graphs.is_some() {
+            return self.issue_decode(plan, Draw::Later);
+        }
+        self.forward(plan)
+    }
+
+    /// The second half of [`Runner::issue`], with masks on the logits.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn draw_masked(&mut self, params: &[SampleParams], counts: Option<&Tensor>, masks: &mut Masks) -> Result<()> {
+        let (device, rows) = (&self.device, params.len());
+        masks.apply(&*device.backend, device.params.shape()[0], &device.scratch.logits.narrow(0, 0, rows))?;
+        device.backend.upload(&device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
+        device.sample(rows, Draw::Params(counts))?;
+        self.start_landing(rows)
+    }
+
+    fn start_landing(&mut self, rows: usize) -> Result<()> {
         let landing = &mut self.landing[self.issued % MAX_UNDER_WAY];
         landing.rows = rows;
         if rows > 0 {
@@ -257,6 +287,7 @@ impl Device {
         let (params, counts) = match draw {
             Draw::Greedy => (&self.greedy, None),
             Draw::Params(counts) => (&self.params, counts),
+            Draw::Later => return Ok(()),
         };
         let [logits, params, out] = [&self.scratch.logits, params, &self.drawn].map(|t| t.narrow(0, 0, rows));
         Ok(self.backend.sample(&Sample { logits: &logits, params: &params, counts, out: &out })?)

@@ -44,6 +44,8 @@ pub enum FinishReason {
     Context,
     /// The requester gave up
     Cancelled,
+    /// The answer could not go on within its grammar
+    Constraint,
     /// The device failed
     Failed,
 }
@@ -55,7 +57,7 @@ impl FinishReason {
             Self::Stop => "stop",
             Self::Length | Self::Context => "length",
             Self::Cancelled => "cancelled",
-            Self::Failed => "error",
+            Self::Constraint | Self::Failed => "error",
         }
     }
 }

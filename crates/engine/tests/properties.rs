@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{VOCAB, engine, expected, overlapped_engine};
+use common::{VOCAB, constraints, engine, expected, overlapped_engine};
 use ferrum_engine::{ContextFull, EngineOptions, Event, FinishReason, Request, RequestId, SamplingParams, SubmitError};
 use proptest::{collection::vec, option, prelude::*};
 
@@ -58,10 +58,21 @@ fn prompt() -> impl Strategy<Value = Vec<u32>> {
 fn arrival() -> impl Strategy<Value = Arrival> {
     let context_full = prop_oneof![3 => Just(ContextFull::Finish), 1 => Just(ContextFull::Refuse), 1 => (0usize..8).prop_map(|keep| ContextFull::Shift { keep })];
     let numbers = (0usize..40, 1u64..30, 0i32..3, any::<bool>(), option::weighted(0.2, 0usize..12));
-    (numbers, prompt(), sampling(), context_full, option::weighted(0.4, vec(4..VOCAB as u32, 1..6))).prop_map(
-        |((step, max_tokens, priority, ignore_eos, cancel), prompt, sampling, on_context_full, next_turn)| Arrival {
+    let constraint = option::weighted(0.4, 0..constraints().len());
+    let bias = option::weighted(0.2, (3..VOCAB as u32, -100.0f64..100.0));
+    (numbers, prompt(), sampling(), context_full, option::weighted(0.4, vec(4..VOCAB as u32, 1..6)), constraint, bias).prop_map(
+        |((step, max_tokens, priority, ignore_eos, cancel), prompt, sampling, on_context_full, next_turn, constraint, bias)| Arrival {
             step,
-            request: Request { sampling, max_tokens: Some(max_tokens), priority, ignore_eos, on_context_full, ..Request::new(prompt) },
+            request: Request {
+                sampling,
+                logit_bias: bias.into_iter().collect(),
+                constraint: constraint.map(|n| constraints()[n].clone()),
+                max_tokens: Some(max_tokens),
+                priority,
+                ignore_eos: ignore_eos && constraint.is_none(),
+                on_context_full,
+                ..Request::new(prompt)
+            },
             cancel,
             next_turn,
         },
@@ -126,7 +137,8 @@ fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
                     let (want, reason) = expected(&arrival.request, max_context, &END_TOKENS);
                     prop_assert_eq!(&tokens, &want);
                     prop_assert_eq!(finished.reason, reason);
-                    prop_assert_eq!(finished.stop_token.is_some(), reason == FinishReason::Stop);
+                    let by_grammar = arrival.request.constraint.is_some() && finished.stop_token.is_none();
+                    prop_assert_eq!(finished.stop_token.is_some() || by_grammar, reason == FinishReason::Stop || by_grammar);
                     prop_assert_eq!(finished.generated_tokens, tokens.len());
                     if let Some(more) = arrival.next_turn {
                         let prompt = [&arrival.request.prompt, &tokens[..], &more].concat();

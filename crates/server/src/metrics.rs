@@ -74,7 +74,7 @@ impl Metrics {
             FinishReason::Stop => self.stop.inc(),
             FinishReason::Length | FinishReason::Context => self.length.inc(),
             FinishReason::Cancelled => self.abort.inc(),
-            FinishReason::Failed => self.error.inc(),
+            FinishReason::Constraint | FinishReason::Failed => self.error.inc(),
         };
     }
 

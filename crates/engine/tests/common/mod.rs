@@ -6,12 +6,14 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use ferrum_engine::{ContextFull, Engine, EngineOptions, Event, FinishReason, Finished, Request, RequestId};
+use ferrum_engine::{
+    Constraint, ContextFull, Engine, EngineOptions, Event, FinishReason, Finished, Grammar, GrammarCompiler, Request, RequestId,
+};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
     ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, SampleParams, Softcap},
@@ -219,6 +221,34 @@ pub fn expected_logits(tokens: &[u32]) -> Vec<f32> {
     logits_of(tokens.iter().fold(0, |state, &token| roll(state, token)))
 }
 
+/// Constraints on a vocabulary of one letter a token from 4 on, `{`, `}`, `"`, `:`, `,` and a few longer ones among them.
+pub fn constraints() -> &'static [Constraint] {
+    static ALL: OnceLock<Vec<Constraint>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let compiler = GrammarCompiler::from_tokens(&vocabulary(), &[3]).unwrap();
+        let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "yz"]}}, "required": ["a", "b"], "additionalProperties": false}"#;
+        let grammars = [
+            Grammar::json_schema(schema.parse().unwrap()),
+            Grammar::regex("[a-c]{3,9}(0|12)*"),
+            Grammar::regex("(ab|a){2,}"),
+            Grammar::choice(&["abc".into(), "abab".into(), "0".into()]),
+            Grammar::lark("start: pair+\npair: \"(\" pair? \")\" | /[0-9]/"),
+        ];
+        grammars.iter().map(|g| compiler.compile(g).unwrap()).collect()
+    })
+}
+
+/// The bytes of every token; ids below 4 are special, 3 ends an answer.
+fn vocabulary() -> Vec<Vec<u8>> {
+    let letters = "0123456789abcxyz{}\":,() ".bytes().map(|b| vec![b]);
+    let longer = ["ab", "12", "{\"", "\":", "bc", "\"a", "\"b", "yz"].map(|t| t.as_bytes().to_vec());
+    let special = (0..4).map(|n| format!("\u{0}<{n}>").into_bytes().into_iter().map(|b| if b == 0 { 0xFF } else { b }).collect());
+    let mut tokens: Vec<Vec<u8>> = special.chain(letters).chain(longer).collect();
+    assert!(tokens.len() <= VOCAB);
+    tokens.resize(VOCAB, Vec::new());
+    tokens
+}
+
 /// What a request must give when it runs alone in an engine that computes everything anew for every token.
 pub fn expected(request: &Request, max_context: usize, end_tokens: &[u32]) -> (Vec<u32>, FinishReason) {
     let b: Arc<dyn Backend> = Arc::new(ReferenceBackend);
@@ -227,8 +257,19 @@ pub fn expected(request: &Request, max_context: usize, end_tokens: &[u32]) -> (V
     let counts = b.tensor_i32(&[1, VOCAB], &counts).unwrap();
     let (params, out) = (b.zeros(DType::U8, &[1, size_of::<SampleParams>()]).unwrap(), b.zeros(DType::I32, &[1]).unwrap());
     let (mut text, mut answer) = (request.prompt.clone(), Vec::new());
+    let mut constraint = request.constraint.clone();
     loop {
-        let logits = b.tensor_f32(&[1, VOCAB], &expected_logits(&text)).unwrap();
+        let mut logits = expected_logits(&text);
+        for &(token, bias) in &request.logit_bias {
+            logits[token as usize] += bias as f32;
+        }
+        if let Some(constraint) = &mut constraint {
+            let mut mask = Vec::new();
+            constraint.fill_mask(VOCAB.div_ceil(32), &mut mask).unwrap();
+            let allowed = |token: usize| mask[token / 32] >> (token % 32) & 1 == 1;
+            (0..VOCAB).filter(|&t| !allowed(t)).for_each(|t| logits[t] = f32::NEG_INFINITY);
+        }
+        let logits = b.tensor_f32(&[1, VOCAB], &logits).unwrap();
         let row = SampleParams {
             temperature: s.temperature as f32,
             top_p: s.top_p as f32,
@@ -253,10 +294,14 @@ pub fn expected(request: &Request, max_context: usize, end_tokens: &[u32]) -> (V
         if request.max_tokens == Some(answer.len() as u64) {
             return (answer, FinishReason::Length);
         }
+        let complete = constraint.as_mut().is_some_and(|c| c.take(token).unwrap());
         if text.len() == max_context {
             let ContextFull::Shift { keep } = request.on_context_full else { return (answer, FinishReason::Context) };
             let rest = text.len() - keep;
             text = [&text[..keep], &text[keep + rest.div_ceil(2)..]].concat();
+        }
+        if complete {
+            return (answer, FinishReason::Stop);
         }
     }
 }
