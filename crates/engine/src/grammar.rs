@@ -11,7 +11,7 @@ use std::{
 
 use ferrum_models::text::Tokenizer;
 use llguidance::{
-    Matcher, ParserFactory,
+    JsonCompileOptions, Matcher, ParserFactory,
     api::{GrammarWithLexer, ParserLimits, TopLevelGrammar},
     toktrie::{ApproximateTokEnv, INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie},
 };
@@ -53,7 +53,7 @@ enum Part {
 }
 
 impl Grammar {
-    /// JSON that is valid under a schema.
+    /// JSON that is valid under a schema, with its properties in the schema's order.
     pub fn json_schema(schema: Value) -> Self {
         Self::new(Part::Schema(schema))
     }
@@ -136,12 +136,24 @@ impl Grammar {
         let parts = self.parts.iter().map(|(name, part)| {
             let grammar = match part {
                 Part::Lark(source) => GrammarWithLexer::from_lark(source.clone()),
-                Part::Schema(schema) => GrammarWithLexer::from_json_schema(schema.clone()),
+                Part::Schema(schema) => GrammarWithLexer::from_json_schema(with_options(schema.clone())),
             };
             GrammarWithLexer { name: (!name.is_empty()).then(|| name.clone()), ..grammar }
         });
         TopLevelGrammar { grammars: parts.collect(), max_tokens: None }
     }
+}
+
+/// White space between the tokens of JSON: enough to indent, and not so much that a model can lose itself in it.
+const JSON_WHITE_SPACE: &str = r"\x20{1,4}|\n[\x20\t]{0,32}";
+
+/// The schema with our options in the place of any that came with it.
+fn with_options(mut schema: Value) -> Value {
+    if schema.is_object() {
+        let whitespace_pattern = Some(JSON_WHITE_SPACE.to_owned());
+        JsonCompileOptions { whitespace_pattern, ..JsonCompileOptions::default() }.apply_to(&mut schema);
+    }
+    schema
 }
 
 /// The deepest nesting of brackets, as if none were quoted: more than a parser will ever see.

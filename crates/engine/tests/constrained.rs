@@ -204,3 +204,45 @@ fn bombs_are_bounded() {
         }
     }
 }
+
+/// Whether a text may come as it is, and whether an answer may end behind it.
+fn accepts(constraint: &Constraint, text: &str) -> (bool, bool) {
+    let mut constraint = constraint.clone();
+    let allowed = |constraint: &mut Constraint, token: u32| {
+        let mut mask = Vec::new();
+        constraint.fill_mask(8, &mut mask).unwrap();
+        mask[token as usize / 32] >> (token % 32) & 1 == 1
+    };
+    for byte in text.bytes() {
+        if !allowed(&mut constraint, byte.into()) || constraint.take(byte.into()).is_err() {
+            return (false, false);
+        }
+    }
+    (true, allowed(&mut constraint, 255))
+}
+
+#[test]
+fn json_has_room_to_indent_and_no_more() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "x-guidance": {"whitespace_flexible": false}});
+    let constraint = bytes().compile(&Grammar::json_schema(schema)).unwrap();
+    for (text, ok) in [("{\"a\":1}", true), ("{ \"a\": 1 }", true), ("{\n        \"a\": 1\n}", true), ("{\n\n", false), ("{     ", false)] {
+        assert_eq!(accepts(&constraint, text), (ok, ok), "{text}");
+    }
+}
+
+#[test]
+fn an_answer_comes_behind_the_reasoning() {
+    for grammar in [
+        Grammar::json_schema(json!({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false})),
+        Grammar::regex("\\{\"a\": [0-9]+\\}"),
+        Grammar::lark("start: \"{\\\"a\\\": \" DIGITS \"}\"\nDIGITS: /[0-9]+/"),
+    ] {
+        let constraint = bytes().compile(&grammar.after("</think>")).unwrap();
+        assert_eq!(accepts(&constraint, "hm {\"b\": 1} < </thin"), (true, false));
+        assert_eq!(accepts(&constraint, "hm</think>"), (true, false));
+        assert_eq!(accepts(&constraint, "</think>\n\n{\"a\": 1}"), (true, true));
+        assert_eq!(accepts(&constraint, "hm</think>{\"a\": 12"), (true, false));
+        assert!(!accepts(&constraint, "hm</think>{\"b").0);
+        assert!(!accepts(&constraint, "hm</think> so").0);
+    }
+}

@@ -16,6 +16,7 @@ use ferrum_models::{
 
 use crate::{
     error::{ApiError, Result},
+    grammars::Grammars,
     limits::Keys,
     metrics::Metrics,
     output::ToolFormat,
@@ -46,6 +47,7 @@ pub struct App {
     draining: AtomicBool,
     pub keys: Keys,
     pub metrics: Metrics,
+    pub(crate) grammars: Grammars,
     /// An engine at work that has not ended a step for this long is stuck
     pub stuck_after: Duration,
     /// Seconds since 1970 when the process started
@@ -78,6 +80,7 @@ impl App {
             draining: AtomicBool::new(false),
             keys,
             metrics: Metrics::default(),
+            grammars: Grammars::default(),
             stuck_after,
             created: created.as_secs(),
             next_id: AtomicU64::new(0),

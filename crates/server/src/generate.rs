@@ -36,6 +36,8 @@ pub struct Answers {
     open: usize,
     usage: Usage,
     failed: bool,
+    /// The field that asked for a grammar
+    grammar: Option<String>,
 }
 
 /// Tokens of a request.
@@ -64,6 +66,7 @@ impl Answers {
         generation: &Generation,
         logprobs: Option<usize>,
     ) -> Result<Self> {
+        let generation = &generation.compiled(app).await?;
         let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let open = prompts.len() * generation.n;
@@ -80,19 +83,28 @@ impl Answers {
             };
             tokio::spawn(source.run(prompt, index * generation.n, first, stream));
         }
-        Ok(Self { pieces, open, usage, failed: false })
+        let grammar = generation.grammar.as_ref().map(|wanted| wanted.param.clone());
+        Ok(Self { pieces, open, usage, failed: false, grammar })
     }
 
     /// The next piece; `None` after the last.
     ///
     /// # Errors
-    /// When the engine failed on an answer: the others have been given up as well.
+    /// When the engine failed on an answer, or the grammar did: the others have been given up as well.
     pub async fn next(&mut self) -> Result<Option<Piece>> {
         if self.open == 0 || self.failed {
             return Ok(None);
         }
         let piece = self.pieces.recv().await;
         match &piece {
+            Some(Piece::Finished { finished, .. }) if finished.reason == FinishReason::Constraint => {
+                self.failed = true;
+                let param = self.grammar.clone().unwrap_or_default();
+                return Err(ApiError::invalid(
+                    param,
+                    "the answer cannot go on within its grammar, or would exceed the grammar's limits; simplify it",
+                ));
+            }
             Some(Piece::Finished { finished, .. }) if finished.reason != FinishReason::Failed => {
                 self.open -= 1;
                 self.usage.completion_tokens += finished.generated_tokens + usize::from(finished.stop_token.is_some());

@@ -12,6 +12,7 @@ mod app;
 mod error;
 mod fields;
 mod generate;
+mod grammars;
 mod limits;
 mod metrics;
 mod openai;
@@ -20,6 +21,8 @@ mod output;
 mod routes;
 mod sampling;
 mod service;
+mod structured;
+mod tools;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,11 +1,16 @@
 //! From the fields of a request to the engine's [`Request`].
 
-use ferrum_engine::{ContextFull, Request, SamplingParams};
+use std::sync::Arc;
+
+use ferrum_engine::{Constraint, ContextFull, Request, SamplingParams};
 use serde_json::Value;
 
 use crate::{
+    app::App,
     error::{ApiError, Result},
     fields::Fields,
+    grammars,
+    structured::{self, Wanted},
 };
 
 /// Most answers to one request.
@@ -15,6 +20,11 @@ const MAX_CHOICES: u64 = 128;
 #[derive(Clone, Debug)]
 pub struct Generation {
     pub sampling: SamplingParams,
+    pub logit_bias: Vec<(u32, f64)>,
+    /// What the answer must look like
+    pub grammar: Option<Wanted>,
+    /// `grammar`, compiled
+    pub constraint: Option<Constraint>,
     pub max_tokens: Option<u64>,
     pub stops: Vec<String>,
     pub stop_token_ids: Vec<u32>,
@@ -28,13 +38,6 @@ pub struct Generation {
 
 /// Fields of OpenAI's interface or of vLLM's that change the answer and are not honoured.
 const REFUSED: &[&str] = &[
-    "logit_bias",
-    "response_format",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
     "use_beam_search",
     "length_penalty",
     "min_tokens",
@@ -53,7 +56,7 @@ const REFUSED: &[&str] = &[
 impl Generation {
     /// # Errors
     /// Naming the field that is wrong or not supported.
-    pub fn read(fields: &Fields, defaults: &SamplingParams) -> Result<Self> {
+    pub fn read(fields: &mut Fields, defaults: &SamplingParams) -> Result<Self> {
         fields.refuse(REFUSED)?;
         let n = fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1);
         if let Some(best_of) = fields.count("best_of", 1, MAX_CHOICES)?
@@ -75,6 +78,9 @@ impl Generation {
                 frequency_penalty: fields.f64("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
                 seed: seed.or(defaults.seed),
             },
+            logit_bias: structured::logit_bias(fields)?,
+            grammar: structured::read(fields)?,
+            constraint: None,
             max_tokens: match fields.u64("max_completion_tokens")? {
                 Some(n) => Some(n),
                 None => fields.u64("max_tokens")?,
@@ -88,6 +94,18 @@ impl Generation {
         })
     }
 
+    /// The same with its grammar compiled.
+    ///
+    /// # Errors
+    /// As [`grammars::compile`].
+    pub async fn compiled(&self, app: &Arc<App>) -> Result<Self> {
+        let constraint = match &self.grammar {
+            Some(wanted) => Some(grammars::compile(app, wanted).await?),
+            None => None,
+        };
+        Ok(Self { constraint, ..self.clone() })
+    }
+
     /// The request of answer `index` to `prompt`: with a seed, every answer draws its own numbers.
     pub fn request(&self, prompt: Vec<u32>, index: usize, logprobs: Option<usize>) -> Request {
         let mut sampling = self.sampling.clone();
@@ -95,6 +113,8 @@ impl Generation {
         Request {
             prompt,
             sampling,
+            logit_bias: self.logit_bias.clone(),
+            constraint: self.constraint.clone(),
             max_tokens: self.max_tokens,
             stop_tokens: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,

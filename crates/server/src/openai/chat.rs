@@ -25,8 +25,10 @@ use crate::{
     error::{ApiError, Result},
     fields::Fields,
     generate::{Answers, Piece, Token},
-    output::{Delta, OutputParser, ToolFormat},
+    output::{Delta, OutputParser, ToolFormat, open_reasoning},
     sampling::{Generation, Streaming},
+    structured::{self, Wanted},
+    tools::ToolChoice,
 };
 
 /// Fields that change the answer and are not honoured.
@@ -40,15 +42,27 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
     fields.only("store", &json!(false))?;
     let logprobs = read_logprobs(&fields)?;
     let streaming = Streaming::read(&mut fields)?;
-    let mut generation = Generation::read(&fields, &model.sampling)?;
+    let mut generation = Generation::read(&mut fields, &model.sampling)?;
     let mut prompt = ChatPrompt::read(&mut fields)?;
-    let choice = fields.take("tool_choice");
-    let tools = prompt.tool_format(model, choice.as_ref())?;
-    fields.only("parallel_tool_calls", &json!(true))?;
+    let choice = ToolChoice::read(fields.take("tool_choice").as_ref())?;
+    let tools = prompt.tool_format(model, &choice)?;
+    let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
+    if let Some(call) = prompt.forced_call(model, &choice, tools, parallel)?
+        && let Some(wanted) = generation.grammar.replace(call)
+    {
+        return Err(structured::excluded(&wanted.param, "tool_choice"));
+    }
     generation.skip_special &= !tools.is_some_and(ToolFormat::needs_special_tokens);
     let split_reasoning = fields.bool("separate_reasoning")?.unwrap_or(true);
     let rendered = prompt.render(&app).await?;
-    let parsers = (0..generation.n).map(|_| OutputParser::new(tools, split_reasoning, &rendered.end)).collect();
+    if let Some(mark) = open_reasoning(&rendered.end) {
+        generation.grammar = generation.grammar.map(|wanted| Wanted { grammar: wanted.grammar.after(mark), ..wanted });
+    }
+    let parser = || {
+        let parser = OutputParser::new(tools, split_reasoning, &rendered.end);
+        if parallel { parser } else { parser.one_call() }
+    };
+    let parsers = (0..generation.n).map(|_| parser()).collect();
     let answers = Answers::start(&app, model, vec![rendered.tokens], &generation, logprobs).await?;
     let tokenizer = Arc::clone(&model.tokenizer);
     let head =

@@ -43,7 +43,7 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
     fields.only("echo", &json!(false))?;
     let logprobs = fields.count("logprobs", 0, MAX_LOGPROBS as u64)?;
     let streaming = Streaming::read(&mut fields)?;
-    let mut generation = Generation::read(&fields, &model.sampling)?;
+    let mut generation = Generation::read(&mut fields, &model.sampling)?;
     generation.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
     let prompts = prompts(model, fields.take("prompt"))?;
     let choices = prompts.len() * generation.n;

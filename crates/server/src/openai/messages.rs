@@ -10,6 +10,8 @@ use crate::{
     error::{ApiError, Result},
     fields::{Fields, wrong},
     output::ToolFormat,
+    structured::Wanted,
+    tools::ToolChoice,
 };
 
 /// What the template renders.
@@ -97,22 +99,13 @@ impl ChatPrompt {
         Ok(Rendered { tokens, end: text[end..].to_owned() })
     }
 
-    /// Whether the model may call tools, and how it writes that: `tool_choice`.
+    /// Whether the model may call tools, and how it writes that.
     ///
     /// # Errors
-    /// When the model's template takes no tools, or for a choice that needs constrained decoding.
-    pub fn tool_format(&mut self, model: &Served, choice: Option<&Value>) -> Result<Option<ToolFormat>> {
-        match choice {
-            None => {}
-            Some(Value::String(choice)) if choice == "auto" => {}
-            Some(Value::String(choice)) if choice == "none" => {
-                self.tools = None;
-                return Ok(None);
-            }
-            Some(other) => {
-                let error = wrong("tool_choice", other, "auto or none: this server cannot force a call");
-                return Err(ApiError { code: Some("unsupported_parameter"), ..error });
-            }
+    /// When the model's template takes no tools.
+    pub fn tool_format(&mut self, model: &Served, choice: &ToolChoice) -> Result<Option<ToolFormat>> {
+        if *choice == ToolChoice::None {
+            self.tools = None;
         }
         if self.tools.is_none() {
             return Ok(None);
@@ -121,6 +114,18 @@ impl ChatPrompt {
         format
             .map(Some)
             .ok_or_else(|| ApiError::invalid("tools", "this model's chat template takes no tools in a form known to this server"))
+    }
+
+    /// The grammar of the call that `tool_choice` forces, or of several.
+    ///
+    /// # Errors
+    /// When there is no such tool.
+    pub fn forced_call(&self, model: &Served, choice: &ToolChoice, format: Option<ToolFormat>, several: bool) -> Result<Option<Wanted>> {
+        match (&self.tools, format) {
+            (Some(tools), Some(format)) => choice.grammar(tools, format, several, &model.tokenizer),
+            _ if choice.is_forced() => Err(ApiError::invalid("tool_choice", "`tool_choice` forces a call, but there are no `tools`")),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -71,6 +71,11 @@ const REASONING: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/TH
 /// Longest text of a tool call; more is content.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
+/// The mark that ends the reasoning which a prompt has opened.
+pub fn open_reasoning(prompt_end: &str) -> Option<&'static str> {
+    REASONING.iter().find(|(opening, _)| prompt_end.trim_end().ends_with(opening)).map(|(_, closing)| *closing)
+}
+
 /// Reads one answer as it comes. The deltas do not depend on how the text is cut, but for where they are cut themselves.
 #[derive(Debug)]
 pub struct OutputParser {
@@ -82,6 +87,8 @@ pub struct OutputParser {
     calls: usize,
     /// Whether anything but white space was shown
     shown: bool,
+    /// Calls that are reported; more are left out
+    most_calls: usize,
 }
 
 #[derive(Debug)]
@@ -98,9 +105,16 @@ enum State {
 impl OutputParser {
     /// `tools`: look for calls of this form. `prompt_end`: the end of the rendered prompt, which may have opened the reasoning.
     pub fn new(tools: Option<ToolFormat>, split_reasoning: bool, prompt_end: &str) -> Self {
-        let open = REASONING.iter().find(|(opening, _)| split_reasoning && prompt_end.trim_end().ends_with(opening));
-        let state = open.map_or(State::Content, |&(_, closing)| State::Reasoning(closing));
-        Self { tools, reasoning: split_reasoning, state, held: String::new(), calls: 0, shown: false }
+        let open = open_reasoning(prompt_end).filter(|_| split_reasoning);
+        let state = open.map_or(State::Content, State::Reasoning);
+        Self { tools, reasoning: split_reasoning, state, held: String::new(), calls: 0, shown: false, most_calls: usize::MAX }
+    }
+
+    /// Reports one call at most: `parallel_tool_calls: false`.
+    #[must_use]
+    pub fn one_call(mut self) -> Self {
+        self.most_calls = 1;
+        self
     }
 
     /// Calls seen so far.
@@ -276,6 +290,9 @@ impl OutputParser {
     fn call_deltas(&self, call: &mut Call, text: &str, deltas: &mut Vec<Delta>) -> Option<usize> {
         let index = self.calls - 1;
         let (update, end) = call.read(text);
+        if index >= self.most_calls {
+            return end;
+        }
         if let Some(name) = update.name {
             deltas.push(Delta::CallStart { index, name });
         }

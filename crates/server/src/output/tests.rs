@@ -91,3 +91,12 @@ fn formats_are_told_by_the_template() {
     assert_eq!(ToolFormat::of_template("{% if tools %}Environment: ipython"), Some(ToolFormat::Llama3));
     assert_eq!(ToolFormat::of_template("{{ messages }}"), None);
 }
+
+#[test]
+fn one_call_is_reported_where_no_more_are_wanted() {
+    let two = "[TOOL_CALLS][{\"name\": \"a\", \"arguments\": {\"x\": 1}}, {\"name\": \"b\", \"arguments\": {}}]";
+    let mut parser = OutputParser::new(Some(ToolFormat::Mistral), true, "").one_call();
+    let mut deltas = parser.push(two);
+    deltas.extend(parser.finish());
+    assert_eq!(deltas, call(0, "a", "{\"x\": 1}"));
+}

@@ -1,0 +1,339 @@
+//! Answers that must look like something: grammars in every field that takes one, forced tool calls, biases; and what hostile
+//! clients send in these fields (the rows are those of the project's list of hostile inputs).
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use common::{get, load_as, loaded, post, question, server, stream, with};
+use ferrum_server::{App, Keys, ToolFormat};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+/// Makes a random model write JSON without the white space that it may write anywhere.
+async fn tight(router: &axum::Router) -> Value {
+    let mut bias = serde_json::Map::new();
+    for text in [" ", "\n", "\t"] {
+        let (_, ids) = post(router, "/tokenize", json!({"prompt": text, "add_special_tokens": false})).await;
+        bias.insert(ids["tokens"][0].to_string(), json!(-100));
+    }
+    json!({"logit_bias": bias})
+}
+
+/// A template that takes tools, for a tokenizer whose own does not.
+const TEMPLATE: &str = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if tools %}{{ tools | length }} tools\n{% endif %}";
+
+/// Asks for what a random model can finish: everything in it is short.
+fn ask(more: Value) -> Value {
+    let body = json!({"messages": [{"role": "user", "content": "Go"}], "prompt": "Go", "max_tokens": 120, "temperature": 1.0, "seed": 5});
+    with(body, more)
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "name": {"enum": ["Ann", "Bob \"é\"", "🦀"]},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "maxItems": 2},
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": false,
+        "$defs": {"tag": {"type": "string", "pattern": "^[a-c]{1,3}$"}},
+    })
+}
+
+fn assert_valid(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    assert_eq!(value.as_object().unwrap().len(), 3, "{text}");
+    assert!(["Ann", "Bob \"é\"", "🦀"].contains(&value["name"].as_str().unwrap()), "{text}");
+    assert!((0..=150).contains(&value["age"].as_i64().unwrap()), "{text}");
+    let tags = value["tags"].as_array().unwrap();
+    let short =
+        |tag: &Value| (1..=3).contains(&tag.as_str().unwrap().len()) && tag.as_str().unwrap().bytes().all(|b| (b'a'..=b'c').contains(&b));
+    assert!(tags.len() <= 2 && tags.iter().all(short), "{text}");
+}
+
+fn content(answer: &Value, n: usize) -> (String, String) {
+    let choice = &answer["choices"][n];
+    let text = choice.pointer("/message/content").or_else(|| choice.get("text")).and_then(Value::as_str);
+    (text.unwrap_or_else(|| panic!("{answer}")).to_owned(), choice["finish_reason"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn every_field_shapes_the_answer() {
+    let (_app, router) = loaded();
+    for path in [CHAT, COMPLETIONS] {
+        for (more, ok) in [
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "p", "strict": true, "schema": schema()}}}),
+                assert_valid as fn(&str),
+            ),
+            (json!({"guided_json": schema(), "temperature": 0}), assert_valid),
+            (json!({"structured_outputs": {"json": schema()}, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.3}), assert_valid),
+            (json!({"guided_regex": "(0|1){4}-[x-z]+!"}), |text| {
+                let (bits, rest) = text.split_once('-').unwrap();
+                assert!(bits.len() == 4 && bits.bytes().all(|b| b == b'0' || b == b'1') && rest.ends_with('!'), "{text}");
+            }),
+            (json!({"guided_choice": ["yes", "no", "per\"haps\n"]}), |text| {
+                assert!(["yes", "no", "per\"haps\n"].contains(&text), "{text}")
+            }),
+            (json!({"guided_grammar": "start: \"a\" pair \"z\"\npair: \"(\" pair? \")\""}), |text| {
+                let inner = text.strip_prefix('a').and_then(|t| t.strip_suffix('z')).unwrap();
+                let half = inner.len() / 2;
+                assert_eq!(inner, "(".repeat(half) + &")".repeat(half));
+            }),
+        ] {
+            let body = with(with(ask(json!({"n": 3})), tight(&router).await), more.clone());
+            let (status, answer) = post(&router, path, body.clone()).await;
+            assert_eq!(status, StatusCode::OK, "{more}: {answer}");
+            let parts = stream(&router, path, with(body, json!({"stream": true}))).await;
+            for n in 0..3 {
+                let (text, reason) = content(&answer, n);
+                // A text that the random model did not end in time is the beginning of one.
+                if reason == "stop" {
+                    ok(&text)
+                } else {
+                    assert_eq!(reason, "length")
+                }
+                let of = |p: &&Value| p["choices"][0]["index"] == n;
+                let piece = |p: &Value| {
+                    p.pointer("/choices/0/delta/content")
+                        .or_else(|| p.pointer("/choices/0/text"))
+                        .and_then(Value::as_str)
+                        .unwrap_or("")
+                        .to_owned()
+                };
+                let streamed: String = parts.iter().filter(of).map(piece).collect();
+                assert_eq!(streamed, text, "{more}");
+            }
+            let ended = (0..3).filter(|&n| content(&answer, n).1 == "stop").count();
+            assert!(ended > 0, "{more}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_end_where_they_are_told_to() {
+    let (_app, router) = loaded();
+    let (_, cut) = post(&router, CHAT, ask(json!({"guided_json": schema(), "max_tokens": 3}))).await;
+    assert_eq!(content(&cut, 0).1, "length");
+    let (_, stopped) = post(&router, CHAT, ask(json!({"guided_regex": "abcd", "stop": "c"}))).await;
+    assert_eq!(content(&stopped, 0), ("ab".into(), "stop".into()));
+    let (_, whole) = post(&router, CHAT, ask(json!({"guided_regex": "abcd", "logprobs": true, "top_logprobs": 3}))).await;
+    assert_eq!(content(&whole, 0), ("abcd".into(), "stop".into()));
+    // The model's own probabilities, of which a random one has little to give.
+    for token in whole["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        assert!(token["logprob"].as_f64().unwrap() < -0.01 && token["top_logprobs"].as_array().unwrap().len() == 3, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn a_bias_moves_the_answer() {
+    let (_app, router) = loaded();
+    let (_, ids) = post(&router, "/tokenize", json!({"prompt": "x", "add_special_tokens": false})).await;
+    let id = ids["tokens"].as_array().unwrap().last().unwrap().to_string();
+    for path in [CHAT, COMPLETIONS] {
+        let (status, answer) = post(&router, path, ask(json!({"logit_bias": {id.clone(): 100}, "max_tokens": 5}))).await;
+        assert_eq!((status, content(&answer, 0).0), (StatusCode::OK, "xxxxx".to_owned()));
+        let body = ask(json!({"logit_bias": {id.clone(): -100}, "guided_choice": ["x", "y"], "max_tokens": 5}));
+        assert_eq!(content(&post(&router, path, body).await.1, 0).0, "y");
+    }
+}
+
+fn tools() -> Value {
+    let place = json!({"type": "object", "properties": {"city": {"enum": ["Oslo", "Bern"]}, "unit": {"$ref": "#/$defs/u"}}, "required": ["city", "unit"], "additionalProperties": false, "$defs": {"u": {"enum": ["C", "F"]}}});
+    json!([
+        {"type": "function", "function": {"name": "weather", "description": "…", "parameters": place}},
+        {"type": "function", "function": {"name": "now"}},
+    ])
+}
+
+fn served(format: ToolFormat) -> (std::sync::Arc<App>, axum::Router) {
+    let (app, router) = server(Keys::default());
+    load_as(&app, Some(format), Some(TEMPLATE));
+    (app, router)
+}
+
+/// The calls of one choice, each checked against its tool.
+fn calls(answer: &Value) -> Vec<String> {
+    let choice = &answer["choices"][0];
+    let calls = choice["message"]["tool_calls"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&Value::Null, &json!("tool_calls")), "{answer}");
+    let name = |call: &Value| {
+        let name = call["function"]["name"].as_str().unwrap();
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        if name == "weather" {
+            assert!(
+                ["Oslo", "Bern"].contains(&arguments["city"].as_str().unwrap())
+                    && ["C", "F"].contains(&arguments["unit"].as_str().unwrap())
+            );
+        } else {
+            assert_eq!((name, arguments), ("now", json!({})));
+        }
+        name.to_owned()
+    };
+    calls.iter().map(name).collect()
+}
+
+#[tokio::test]
+async fn calls_are_forced_in_every_form() {
+    for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3] {
+        let (_app, router) = served(format);
+        let (mut seen, mut several) = (Vec::new(), 0);
+        for seed in 0..6 {
+            let more = json!({"tools": tools(), "tool_choice": "required", "seed": seed, "parallel_tool_calls": seed % 2 == 0});
+            let body = with(ask(more), tight(&router).await);
+            let (status, answer) = post(&router, CHAT, body.clone()).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            if answer["choices"][0]["finish_reason"] == "length" {
+                // Several calls have no end that the random model must come to.
+                assert_eq!(seed % 2, 0, "{answer}");
+                continue;
+            }
+            let calls = calls(&answer);
+            several += usize::from(calls.len() > 1);
+            assert!(seed % 2 == 0 || calls.len() == 1, "{answer}");
+            seen.extend(calls);
+            let parts = stream(&router, CHAT, with(body, json!({"stream": true}))).await;
+            let streamed: String =
+                parts.iter().filter_map(|p| p.pointer("/choices/0/delta/tool_calls/0/function/arguments")?.as_str()).collect();
+            let whole = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap().iter();
+            assert_eq!(streamed, whole.map(|c| c["function"]["arguments"].as_str().unwrap()).collect::<String>());
+        }
+        assert!(seen.len() >= 3 && (format != ToolFormat::Llama3 || several == 0), "{format:?}: {seen:?}");
+        for name in ["weather", "now"] {
+            let only = json!({"type": "function", "function": {"name": name}});
+            let more = json!({"tools": tools(), "tool_choice": only, "parallel_tool_calls": false});
+            let body = with(ask(more), tight(&router).await);
+            assert_eq!(calls(&post(&router, CHAT, body).await.1), [name], "{format:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_forced_names_the_field() {
+    let (_app, router) = served(ToolFormat::Hermes);
+    let tool = |parameters: Value| json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let named = |name: &str| json!({"type": "function", "function": {"name": name}});
+    for (more, param) in [
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tools": tools(), "tool_choice": named("other")}), "tool_choice"),
+        (json!({"tools": tools(), "tool_choice": "sometimes"}), "tool_choice"),
+        (json!({"tools": tools(), "tool_choice": {"type": "allowed_tools"}}), "tool_choice"),
+        (json!({"tools": tool(json!([])), "tool_choice": "required"}), "tools[0].function.parameters"),
+        (json!({"tools": tool(json!({"type": "strange"})), "tool_choice": "required"}), "tools"),
+        (json!({"tools": tools(), "tool_choice": "required", "guided_regex": "a"}), "guided_regex"),
+        (json!({"guided_regex": "(a"}), "guided_regex"),
+        (json!({"guided_grammar": "start: nothing"}), "guided_grammar"),
+        (json!({"guided_json": {"type": 5}}), "guided_json"),
+        (json!({"guided_json": {"$ref": "https://example.com/schema.json"}}), "guided_json"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/a"}}}}),
+            "response_format.json_schema.schema",
+        ),
+        (json!({"guided_regex": "a", "ignore_eos": true}), "ignore_eos"),
+        (json!({"guided_regex": "a", "guided_choice": ["b"]}), "guided_choice"),
+    ] {
+        let (status, body) = post(&router, CHAT, ask(more.clone())).await;
+        assert_eq!((status, &body["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{more}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_8_bombs_hold_nobody_up() {
+    let (app, router) = served(ToolFormat::Hermes);
+    let ordinary = question("Tell me");
+    let (_, alone) = post(&router, CHAT, ordinary.clone()).await;
+    let deep = "(".repeat(30_000) + &")".repeat(30_000);
+    let mut nested = json!({"type": "string"});
+    for _ in 0..100 {
+        nested = json!({"type": "array", "items": nested});
+    }
+    let tool = |parameters: Value| json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let bombs = [
+        json!({"guided_regex": deep}),
+        json!({"guided_regex": "(a+)+b"}),
+        json!({"guided_regex": "(((a{1,99}){1,99}){1,99}){1,99}"}),
+        json!({"guided_regex": "(x+x+)+y".repeat(500)}),
+        json!({"guided_grammar": format!("start: {deep}")}),
+        json!({"guided_grammar": "start: a\na: a a | \"x\" | "}),
+        json!({"guided_json": {"$ref": "#"}}),
+        json!({"guided_json": nested}),
+        json!({"guided_json": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$", "minLength": 1_000_000}}),
+        json!({"guided_json": {"type": "array", "minItems": 1_000_000_000, "items": {"type": "integer"}}}),
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": deep}}}}),
+        json!({"tools": tool(json!({"type": "object", "properties": {"a": {"pattern": "(a+)+b"}, "b": {"pattern": "("}}})), "tool_choice": "required"}),
+        json!({"tools": tool(json!({"properties": {"a": {"type": ["string", 7]}}})), "tool_choice": "required"}),
+    ];
+    let sent = bombs.iter().map(|bomb| async {
+        let started = Instant::now();
+        let (status, body) = post(&router, CHAT, ask(with(json!({"max_tokens": 30}), bomb.clone()))).await;
+        let shown: String = bomb.to_string().chars().take(100).collect();
+        let known = [StatusCode::OK, StatusCode::BAD_REQUEST, StatusCode::SERVICE_UNAVAILABLE];
+        assert!(known.contains(&status), "{shown}: {status} {body}");
+        if status != StatusCode::OK {
+            assert!(body["error"]["message"].is_string(), "{shown}: {body}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(45), "{shown}: {:?}", started.elapsed());
+    });
+    let others = async {
+        for _ in 0..10 {
+            assert_eq!(get(&router, "/health").await.0, StatusCode::OK);
+            let (status, answer) = post(&router, CHAT, ordinary.clone()).await;
+            assert_eq!((status, &answer["choices"]), (StatusCode::OK, &alone["choices"]));
+        }
+    };
+    tokio::join!(futures_util::future::join_all(sent), others);
+    assert_eq!(app.health(), Ok(()));
+}
+
+#[tokio::test]
+async fn row_9_unique_grammars_do_not_pile_up() {
+    let (app, router) = loaded();
+    let resident = || {
+        let pages: usize = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * 4096)
+    };
+    let mut before = None;
+    for n in 0..400 {
+        let texts: Vec<String> = (0..20).map(|i| format!("{n} {i} {}", "long ".repeat(40))).collect();
+        let (status, body) = post(&router, COMPLETIONS, json!({"prompt": "Go", "max_tokens": 1, "guided_choice": texts})).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        if n == 100 {
+            before = resident();
+        }
+    }
+    if let (Some(before), Some(after)) = (before, resident()) {
+        assert!(after.saturating_sub(before) < 128 << 20, "300 grammars took {} MiB", (after - before) >> 20);
+    }
+    assert_eq!(app.health(), Ok(()));
+}
+
+#[tokio::test]
+async fn row_10_numbers_of_biases_and_choices() {
+    let (app, router) = loaded();
+    let many: serde_json::Map<String, Value> = (0..5000).map(|id| (id.to_string(), json!(1))).collect();
+    for (more, param) in [
+        (json!({"logit_bias": {"5": 1e308}}), "logit_bias"),
+        (json!({"logit_bias": {"5": -1e308}}), "logit_bias"),
+        (json!({"logit_bias": {"5": 100.001}}), "logit_bias"),
+        (json!({"logit_bias": {"320": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"4294967295": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"18446744073709551616": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"5": 1, "05": 2}}), "logit_bias"),
+        (json!({"logit_bias": {"5": "1"}}), "logit_bias"),
+        (json!({"logit_bias": [5]}), "logit_bias"),
+        (json!({"logit_bias": many}), "logit_bias"),
+        (json!({"guided_choice": vec!["x"; 5000]}), "guided_choice"),
+        (json!({"guided_regex": "a", "max_tokens": 0}), "max_tokens"),
+        (json!({"guided_regex": "a", "n": 1_000_000}), "n"),
+        (json!({"guided_regex": "a", "temperature": 1e308}), "temperature"),
+    ] {
+        let (status, body) = post(&router, COMPLETIONS, ask(more.clone())).await;
+        assert_eq!((status, &body["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{more:.80}: {body}");
+    }
+    assert_eq!(app.health(), Ok(()));
+}
