@@ -1,9 +1,12 @@
 //! Worker threads that wait for work by spinning a little and then parking.
 //!
 //! A decode step is a few hundred launches of some ten microseconds each, so a launch must cost about one microsecond
-//! while steps follow each other, and nothing while the program idles. Work is handed out in chunks from a shared
-//! counter, and a worker that has not woken by the time the last chunk is taken is not waited for: when another process
-//! holds its core, the rest go on without it.
+//! while steps follow each other, and nothing while the program idles. Each worker has a share of the work, one range that it
+//! takes in chunks, and then helps with the shares of others: a worker that has not woken by the time the last chunk is
+//! taken is not waited for, so when another process holds its core, the rest go on without it.
+//!
+//! Shares are ranges because reading is fastest when each core reads one long run: two threads of an Intel Xeon that took
+//! every other 64 KiB of 1 GiB read 28 GB/s, and 38 GB/s from a half each.
 
 use std::{
     any::Any,
@@ -28,7 +31,14 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     launch: Mutex<()>,
+    /// How much of each worker's share is taken
+    taken: Box<[Taken]>,
 }
+
+/// In cache lines of its own (two, as they are fetched in pairs), because each worker writes one.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Taken(AtomicUsize);
 
 impl Pool {
     /// A pool of `workers` (at least one); starts `workers − 1` threads.
@@ -45,7 +55,8 @@ impl Pool {
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, threads: Vec::new(), launch: Mutex::new(()) };
+        let taken = (0..workers).map(|_| Taken::default()).collect();
+        let mut pool = Self { shared, threads: Vec::new(), launch: Mutex::new(()), taken };
         for worker in 1..workers {
             let shared = pool.shared.clone();
             pool.threads.push(thread::Builder::new().name(format!("ferrum-cpu-{worker}")).spawn(move || shared.work(worker))?);
@@ -58,33 +69,37 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Splits `0..total` into ranges of `chunk` (the last may be shorter), calls `task(worker, range)` for each on
-    /// whichever worker is free, and returns when all are done. No two calls with the same `worker` run at the same time.
+    /// Splits `0..total` into ranges of `chunk` (some may be shorter), calls `task(worker, range)` for each, neighbours on
+    /// one worker as far as all keep up, and returns when all are done. No two calls with the same `worker` run at the same
+    /// time.
     ///
     /// # Panics
     /// With the panic of a call. Calls that had not begun by then may not happen.
     pub fn chunks(&self, total: usize, chunk: usize, task: &(dyn Fn(usize, Range<usize>) + Sync)) {
-        let chunk = chunk.max(1);
-        let next = AtomicUsize::new(0);
-        let take = |worker: usize| {
-            loop {
-                let start = next.fetch_add(chunk, Ordering::Relaxed);
-                if start >= total {
-                    break;
-                }
-                task(worker, start..(start + chunk).min(total));
-            }
-        };
-        if self.threads.is_empty() || total <= chunk {
-            take(0);
-        } else {
-            self.launch(&take);
+        let (chunk, workers) = (chunk.max(1), self.workers());
+        if workers == 1 || total <= chunk {
+            (0..total).step_by(chunk).for_each(|start| task(0, start..(start + chunk).min(total)));
+            return;
         }
+        let share = total.div_ceil(chunk).div_ceil(workers) * chunk;
+        let _one_at_a_time = lock(&self.launch);
+        self.taken.iter().for_each(|t| t.0.store(0, Ordering::Relaxed));
+        self.launch(&|worker| {
+            for owner in (worker..workers).chain(0..worker) {
+                let (first, end) = (owner * share, ((owner + 1) * share).min(total));
+                loop {
+                    let start = first + self.taken[owner].0.fetch_add(chunk, Ordering::Relaxed);
+                    if start >= end {
+                        break;
+                    }
+                    task(worker, start..(start + chunk).min(end));
+                }
+            }
+        });
     }
 
     /// Calls `task(0)` here and `task(w)` on every worker that wakes up before that returns; waits for those that did.
     fn launch(&self, task: &Task<'_>) {
-        let _one_at_a_time = lock(&self.launch);
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker is inside a task: the previous launch waited for the last one, and
         // the ticket has been closed since. So nothing reads the cell while it is written, and workers read it only

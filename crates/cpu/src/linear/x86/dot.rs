@@ -21,8 +21,10 @@ use super::{
     tile::{Place, batch, begin, end, one_step},
 };
 
-/// How far ahead of its use a panel is fetched.
-const AHEAD_BYTES: usize = 1024;
+/// How far ahead of its use a panel is fetched, into the second-level cache. Two threads of an Intel Xeon, one token, GB/s of
+/// Q4_K, Q6_K, Q8_0 and Q5_0 from its L3 cache: 47, 44, 57, 50; lost: 1 KiB ahead into the first level 32, 31, 38, 31; 4 KiB
+/// 44, 41, 52, 48. From memory (1 GiB of weights) all are at 23.
+const AHEAD_BYTES: usize = 8192;
 
 /// Computes `rows` of the part for all tokens; `rows` begins with a panel.
 ///
@@ -266,7 +268,7 @@ impl<L: Lanes> Packed<L> {
     unsafe fn prefetch<F: Format>(&self, group: usize) {
         let bytes = F::SHAPE.block_bytes() * L::N / F::GROUPS;
         for at in (0..bytes).step_by(64) {
-            _mm_prefetch(self.start.wrapping_add(AHEAD_BYTES + group * bytes + at).cast(), _MM_HINT_T0);
+            _mm_prefetch(self.start.wrapping_add(AHEAD_BYTES + group * bytes + at).cast(), _MM_HINT_T1);
         }
     }
 }
