@@ -149,6 +149,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub stats: bool,
     #[command(flatten)]
+    pub grammar: GrammarArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub context: ContextArgs,
@@ -156,6 +158,21 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub hub: HubArgs,
+}
+
+/// What one answer must look like.
+#[derive(Debug, ClapArgs)]
+#[group(multiple = false)]
+pub struct GrammarArgs {
+    /// The answer is JSON that is valid under the schema in this file
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
+    /// The answer is a text that this regular expression matches as a whole
+    #[arg(long, value_name = "PATTERN")]
+    pub regex: Option<String>,
+    /// The answer follows the grammar in this file, in llguidance's form of Lark
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

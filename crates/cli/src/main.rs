@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod conversation;
 mod cuda;
+mod grammar;
 mod interrupt;
 mod open;
 mod output;

@@ -2,6 +2,10 @@
 //!
 //! Compiling belongs on a thread of its own: it takes milliseconds, and a hostile grammar takes what [`limits`] allow. What the
 //! engine does for each token, [`Constraint::fill_mask`] and [`Constraint::take`], takes microseconds, and is bounded as well.
+//!
+//! With the 151,936 tokens of Qwen2.5 (one core of an Intel Xeon, busy machine, 2026-11-25, `cargo run --release -p ferrum-engine
+//! --example masks -- FILE`): the vocabulary 0.4 s once, a schema of three properties 0.6 ms, a token of its answer 11 µs in the
+//! median and 99 µs at most. Grammars made to be slow: 2.5 ms for a token, refused after some of them.
 
 use std::{
     fmt,
@@ -270,9 +274,9 @@ impl GrammarCompiler {
     }
 }
 
-/// The first lines of a reason: those of `llguidance` may quote the whole grammar.
+/// A reason without what is only of use inside of `llguidance`.
 fn shortened(mut reason: String) -> String {
-    if let Some(at) = reason.find("\n<backtrace>") {
+    if let Some(at) = reason.find("\n<") {
         reason.truncate(at);
     }
     if reason.len() > MAX_REASON_BYTES {

@@ -15,6 +15,7 @@ use crate::{
     answer::answer,
     args::RunArgs,
     conversation::Conversation,
+    grammar,
     open::{self, Need, Session},
     output, sampling,
 };
@@ -22,6 +23,10 @@ use crate::{
 pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
     check_numbers(args)?;
     let prompt = prompt(args)?;
+    let grammar = grammar::grammar(&args.grammar)?;
+    if grammar.is_some() && prompt.is_none() {
+        bail!("--json-schema, --regex and --grammar need a prompt: write it behind the model, or pass it on standard input");
+    }
     let need = Need { context: args.context.ctx, ..Need::default() };
     let mut session = open::session(&args.model, &args.hub, &args.engine, &need)?;
     let load_s = started.elapsed().as_secs_f64();
@@ -38,7 +43,8 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
         let keep = conversation.system_tokens(&session.tokenizer, &ids);
         (ids, keep)
     };
-    let request = request(args, sampling, ids.clone(), keep);
+    let mut request = request(args, sampling, ids.clone(), keep);
+    request.constraint = grammar.map(|grammar| grammar::constraint(&session, &grammar)).transpose()?;
     let position = if args.raw { Position::Continuation } else { Position::Start };
     let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
     let submitted = started.elapsed();
@@ -53,6 +59,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
     if args.stats {
         eprintln!("load {load_s:.2} s · first token after {ttft_s:.2} s · {}", stats(&answer));
     }
+    grammar::complete(&answer)?;
     context_full(&session, &answer)
 }
 

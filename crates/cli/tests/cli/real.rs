@@ -65,6 +65,17 @@ fn a_chat_prompt_is_answered() {
 }
 
 #[test]
+fn an_answer_is_valid_under_its_schema() {
+    let Some((model, _)) = smollm2() else { return };
+    let schema = repository().join("crates/cli/tests/cli/person.schema.json");
+    let prompt = "Make up a person. Answer in JSON.";
+    let answer = json(&["run", &model, prompt, "--json", "--temperature", "0", "-n", "200", "--json-schema", schema.to_str().unwrap()]);
+    assert_eq!(answer["finish_reason"], "stop", "{answer}");
+    let person: Value = serde_json::from_str(answer["text"].as_str().unwrap()).unwrap();
+    assert!(person["name"].is_string() && person["age"].is_u64() && person["languages"].is_array(), "{person}");
+}
+
+#[test]
 fn show_and_plan_know_the_model() {
     let Some((model, _)) = smollm2() else { return };
     let shown = json(&["show", &model, "--json"]);

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::common::{EXACT, command, ferrum, ferrum_with_input, fixture, ids, json, read_json, text, with};
+use crate::common::{EXACT, command, error, ferrum, ferrum_with_input, fixture, ids, json, read_json, text, with};
 
 /// Prompt `n` of a fixture's golden: text, ids and greedy tokens.
 fn golden(folder: &str, n: usize) -> (String, Vec<u64>, Vec<u64>) {
@@ -236,4 +236,36 @@ fn a_file_that_shrinks_ends_in_an_error() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("m.gguf"), "{stderr}");
+}
+
+#[test]
+fn an_answer_follows_its_grammar() {
+    let (model, dir) = (fixture("llama3"), tempfile::tempdir().unwrap());
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = r#"{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false}"#;
+    let (schema, lark) = (file("schema.json", schema), file("grammar.lark", "start: \"<\" /[a-z]{2}/ \">\""));
+    let answer = |args: &[&str]| json(&with(&["run", &model, "Go", "--json", "-n", "200", "--seed", "4"], args));
+    let by_regex = answer(&["--regex", "[0-9]{3}-(yes|no)"]);
+    let (digits, word) = by_regex["text"].as_str().unwrap().split_once('-').unwrap();
+    assert!(digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit()) && ["yes", "no"].contains(&word), "{by_regex}");
+    assert_eq!(by_regex["finish_reason"], "stop");
+    let by_lark = answer(&["--grammar", &lark]);
+    assert!(by_lark["text"].as_str().unwrap().starts_with('<') && by_lark["text"].as_str().unwrap().len() == 4, "{by_lark}");
+    let by_schema = answer(&["--json-schema", &schema]);
+    let value: serde_json::Value = serde_json::from_str(by_schema["text"].as_str().unwrap()).unwrap();
+    assert!(value["ok"].is_boolean(), "{by_schema}");
+
+    let broken = file("broken.json", "{");
+    for (args, part) in [
+        (["--regex", "(a"], "the grammar cannot be used"),
+        (["--json-schema", &broken], "is no JSON schema"),
+        (["--grammar", "nowhere.lark"], "cannot read nowhere.lark"),
+    ] {
+        let message = error(&with(&["run", &model, "Go"], &args));
+        assert!(message.contains(part), "{message}");
+    }
 }
