@@ -13,6 +13,12 @@ use ferrum_models::DummyFormat;
 pub struct Args {
     #[command(subcommand)]
     pub command: Command,
+    /// Options from this TOML file; flags win over it [default: ferrum/ferrum.toml in the user's configuration folder, if there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print every option of the command, what it means, its value and where that is from, and do nothing else
+    #[arg(long, global = true)]
+    pub print_config: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@
 mod answer;
 mod args;
 mod commands;
+mod config;
 mod conversation;
 mod cuda;
 mod grammar;
@@ -14,18 +15,25 @@ mod sampling;
 
 use std::{process::ExitCode, time::Instant};
 
-use clap::Parser;
-
-use args::{Args, Command};
+use args::Command;
+use config::Parsed;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    let args = match config::parse(std::env::args_os().collect()) {
+        Ok(Parsed::Args(args)) => *args,
+        Ok(Parsed::Explained(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
+            let Some(usage) = error.downcast_ref::<clap::Error>() else {
+                output::report(&error);
+                return ExitCode::FAILURE;
+            };
             // Help and version are no errors. A closed pipe is: nobody reads it.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            let _ = usage.print();
+            return if usage.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     let result = interrupt::install().and_then(|()| match args.command {

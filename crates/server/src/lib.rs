@@ -18,6 +18,7 @@ mod metrics;
 mod openai;
 mod operations;
 mod output;
+mod page;
 mod routes;
 mod sampling;
 mod service;

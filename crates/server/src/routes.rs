@@ -13,7 +13,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{app::App, error::ApiError, openai, operations};
+use crate::{app::App, error::ApiError, openai, operations, page};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -55,6 +55,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .route("/health", get(operations::health))
         .route("/ping", get(operations::health).post(operations::health))
         .merge(guarded)
+        .merge(page::routes())
         .fallback(|| async { ApiError::not_found("there is nothing at this path; the routes begin with /v1/") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(options.max_body_bytes))

@@ -244,6 +244,9 @@ async fn health_tells_what_the_server_can_do() {
 async fn keys_guard_everything_but_health() {
     let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()));
     load(&app);
+    for path in ["/", "/page.css", "/page.js", "/health"] {
+        assert_eq!(send(&router, path, None).await.0, StatusCode::OK, "{path} asks for no key");
+    }
     for path in ["/v1/models", "/metrics", "/version", "/server_info", "/v1/loads"] {
         assert_eq!(get(&router, path).await.0, StatusCode::UNAUTHORIZED, "{path}");
     }

@@ -15,7 +15,8 @@ use crate::{
 };
 
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    // Whoever read the log may have gone; that must not end a request.
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
     if args.log_json {
         log.json().init()
     } else {

@@ -14,7 +14,12 @@ pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ferrum"));
     let nowhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("home");
     command.args(args).stdin(Stdio::null());
-    command.env("XDG_CACHE_HOME", &nowhere).env("HF_HOME", nowhere.join("hf")).env_remove("HF_HUB_CACHE").env_remove("HF_TOKEN");
+    command
+        .env("XDG_CACHE_HOME", &nowhere)
+        .env("XDG_CONFIG_HOME", &nowhere)
+        .env("HF_HOME", nowhere.join("hf"))
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_TOKEN");
     command
 }
 

@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 mod chat;
 mod common;
+mod config;
 mod errors;
 mod hub;
 mod inspect;
