@@ -2,15 +2,20 @@
 //
 // Bound by reading the weights. Every warp streams its own columns of a few row tiles of packed.cuh through its own ring in
 // shared memory (bulk copies, one chunk of 16 rows × 256 columns each), so nobody waits for a neighbour before the sums
-// meet. Codes become exact integers in bf16 by one `lop3` each and go to mma.m16n8k16 as A; x is B, held in registers for
-// a chunk of columns and used for all row tiles of a pass. Scales multiply the f32 sums of a group of columns; minimums
-// and the bias of codes multiply Σ x of the group, which a product with ones brings in the layout of the result.
+// meet. How a chunk is multiplied is a template parameter: one or two tokens on bytes (packed_int8.cuh), more as bf16, where
+// codes become exact integers by one `lop3` each and go to mma.m16n8k16 as A; x is B, held in registers for a chunk of
+// columns and used for all row tiles of a pass. Scales multiply the f32 sums of a group of columns; minimums and the bias of
+// codes multiply Σ x of the group, which a product with ones brings in the layout of the result.
 //
-// H100, 8B shapes, GB/s of the file's bytes at 1 token: Q4_K 1161 (6144×4096), 1105 (4096×4096), 2045 (gate and up), 1481
-// (4096×14336), 2276 (128256×4096); Q8_0 2036, 2174, 2547, 2612, 2769; Q6_K 1574, 1782, 2224, 2240, 2432. Q4_K is bound by
-// the latency of a chunk (some 330 instructions a warp), so two blocks to a multiprocessor win where row tiles are many:
-// gate and up 32.3 us against 37.4. Lost: row tiles unrolled, their sums in registers (gate and up 38.0 us; 20 KB of code);
-// 32 tokens in registers (470 GB/s).
+// H100, us at 1 token, 8B shapes (6144×4096, 4096×4096, gate and up, 4096×14336, 128256×4096; then the first four one behind the
+// other, as in a layer), 2026-11-25: Q4_K on bytes 8.0, 6.0, 26.1, 14.7, 105; 54 (as bf16 13.1, 8.5, 39, 22, 146; 83). Q6_K on bytes 10.1,
+// 7.5, 36, 19.4, 149; 72 (as bf16 12.5, 7.3, 42, 19.6, 156; 81). Q8_0 on bytes 10.7, 6.9, 44, 21.9, 185; 83 (as bf16 12.6, 7.5, 49, 23.1, 191; 93).
+// A row of kernels hides their beginnings and ends only where one block to a multiprocessor leaves room for the next kernel's:
+// two blocks are quicker alone (gate and up in Q4_K as bf16: 34) and slower in a layer (88 against 83), except for the
+// last product of a step. Lost, us of the Q4_K layer on bytes: telling the next kernel to start only when the last copies are queued
+// 63; the same and 6 chunks a warp ahead into L2 65; a third of shared memory 55; all of it 59; no early start of the next kernel
+// 64. Four tokens on bytes: 91, bound by bringing x into order. Row tiles unrolled, their sums in registers: 20 KB of code, 17 %
+// slower. 32 tokens in registers: 470 GB/s.
 #pragma once
 
 #include "async.cuh"
@@ -34,8 +39,16 @@ struct PackedLinearParams {
     float eps;
 };
 
-// One chunk of x (256 columns) as B operands, and the sums of each group of columns for tokens 2t and 2t + 1 of each eight.
-template <class L, int NT> struct Activations {
+// Products of bf16 numbers, eights of tokens. Holds one chunk of x (256 columns) as B operands, and the sums of each group of
+// columns for tokens 2t and 2t + 1 of each eight.
+template <class L, int NT> struct Bf16Product {
+    using Layout = L;
+    static constexpr int TOKENS = 8 * NT;
+    static constexpr int SUMS = 4 * NT;   // floats of a lane for a row tile
+    static constexpr int PARTS = 1;       // lanes that hold parts of one result
+    static constexpr int SCRATCH = 1024;  // bytes of shared memory of a warp
+
+    float square[NT] = {};
     uint4 raw[NT][CHUNK_TILES][2];  // of the next chunk: 16 columns of token `lane / 4` in each tile
     uint32_t b[NT][16][2];
     float sums[NT][L::RAW ? CHUNK_TILES * L::GROUPS : 1][2];
@@ -55,8 +68,8 @@ template <class L, int NT> struct Activations {
         }
     }
 
-    // Of what was fetched, which is `chunk`. Adds to `square` this lane's part of Σ x². `scratch`: 1 KiB of this warp.
-    __device__ __forceinline__ void prepare(const PackedLinearParams& p, uint32_t chunk, uint32_t scratch, int lane, float (&square)[NT]) {
+    // Of what was fetched, which is `chunk`. `scratch`: SCRATCH bytes of this warp.
+    __device__ __forceinline__ void prepare(const PackedLinearParams& p, uint32_t chunk, uint32_t scratch, int lane) {
         const uint32_t token = lane / 4, part = lane % 4;
 #pragma unroll
         for (int tile = 0; tile < CHUNK_TILES; tile++) {
@@ -112,42 +125,85 @@ template <class L, int NT> struct Activations {
             }
         }
     }
-};
 
-template <class L, int NT>
-__device__ __forceinline__ void tile_product(float (&acc)[NT][4], const Activations<L, NT>& x, const Super<L>& super,
-                                             const Codes<L>& codes, const Scale<L>& scales, int tile) {
+    __device__ __forceinline__ void tile_product(float (&acc)[NT][4], const Super<L>& super, const Codes<L>& codes,
+                                                 const Scale<L>& scales, int tile) const {
 #pragma unroll
-    for (int group = 0; group < L::GROUPS; group++) {
-        float product[NT][4] = {};
+        for (int group = 0; group < L::GROUPS; group++) {
+            float product[NT][4] = {};
 #pragma unroll
-        for (int k = 0; k < L::STEPS; k++) {
-            const int s = group * L::STEPS + k;
-            uint32_t a[4];
-            codes.template unpack<L::RAW>(s, a);
+            for (int k = 0; k < L::STEPS; k++) {
+                const int s = group * L::STEPS + k;
+                uint32_t a[4];
+                codes.template unpack<L::RAW>(s, a);
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) mma_16x8x16<bf16>(product[nt], a, x.b[nt][tile * 4 + s][0], x.b[nt][tile * 4 + s][1]);
-        }
-        float scale[2], offset[2];
-        scales.get(super, group, scale, offset);
-        if constexpr (L::RAW) {
+                for (int nt = 0; nt < NT; nt++) mma_16x8x16<bf16>(product[nt], a, b[nt][tile * 4 + s][0], b[nt][tile * 4 + s][1]);
+            }
+            float scale[2], offset[2];
+            scales.get(super, group, scale, offset);
+            if constexpr (L::RAW) {
 #pragma unroll
-            for (int r = 0; r < 2; r++) offset[r] = fmaf(scale[r], -float(128 + L::BIAS), offset[r]);
-        }
+                for (int r = 0; r < 2; r++) offset[r] = fmaf(scale[r], -float(128 + L::BIAS), offset[r]);
+            }
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
+            for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                acc[nt][i] = fmaf(scale[i / 2], product[nt][i], acc[nt][i]);
-                if constexpr (L::RAW) acc[nt][i] = fmaf(offset[i / 2], x.sums[nt][tile * L::GROUPS + group][i % 2], acc[nt][i]);
+                for (int i = 0; i < 4; i++) {
+                    acc[nt][i] = fmaf(scale[i / 2], product[nt][i], acc[nt][i]);
+                    if constexpr (L::RAW) acc[nt][i] = fmaf(offset[i / 2], sums[nt][tile * L::GROUPS + group][i % 2], acc[nt][i]);
+                }
             }
         }
     }
-}
 
-// NT: eights of tokens. WARPS: of a block.
-template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_linear(const PackedLinearParams& p) {
-    using L = LayoutOf<F>;
+    // Adds the products of the chunk at `at` to this lane's sums of a row tile, or sets them if `first`.
+    __device__ __forceinline__ void multiply(uint32_t at, int lane, float* row_tile, bool first) const {
+        float acc[NT][4] = {};
+        Super<L> super;
+        super.load(at, lane);
+        // The next tile is on its way into registers while one is multiplied.
+        Codes<L> codes[2];
+        Scale<L> scales[2];
+        auto load = [&](int j) {
+            codes[j % 2].load(at + L::SUPER + j * L::TILE, lane);
+            scales[j % 2].load(at + L::SUPER + j * L::TILE, lane);
+        };
+        load(0);
+#pragma unroll
+        for (int j = 0; j < CHUNK_TILES; j++) {
+            if (j + 1 < CHUNK_TILES) load(j + 1);
+            tile_product(acc, super, codes[j % 2], scales[j % 2], j);
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            float4& sum = reinterpret_cast<float4*>(row_tile)[nt * WARP + lane];
+            const float4 old = first ? float4{0.0f, 0.0f, 0.0f, 0.0f} : sum;
+            sum = {old.x + acc[nt][0], old.y + acc[nt][1], old.z + acc[nt][2], old.w + acc[nt][3]};
+        }
+    }
+
+    // Where the sums of a row tile hold a result, and whose it is: a block's threads take i = 0, 1, ….
+    __device__ static __forceinline__ uint32_t result(uint32_t i, uint32_t& row, uint32_t& token) {
+        const uint32_t e = i % 4, from = i / 4 % WARP, nt = i / 128;
+        token = nt * 8 + from % 4 * 2 + e % 2, row = from / 4 + e / 2 * 8;
+        return i;
+    }
+
+    // This warp's Σ x² by token.
+    __device__ __forceinline__ void put_squares(float* squares, int lane) {
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            square[nt] += __shfl_xor_sync(FULL, square[nt], 1);
+            square[nt] += __shfl_xor_sync(FULL, square[nt], 2);
+            if (lane % 4 == 0) squares[nt * 8 + lane / 4] = square[nt];
+        }
+    }
+};
+
+#include "packed_int8.cuh"
+
+// P: how chunks are multiplied. WARPS: of a block.
+template <class L, class P, int WARPS> __device__ __forceinline__ void packed_linear(const PackedLinearParams& p) {
     extern __shared__ __align__(128) uint8_t shared[];
     const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const uint32_t writers = p.group_warps, group = warp / writers, w = warp % writers, groups = WARPS / writers;
@@ -155,17 +211,20 @@ template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_li
 
     // Shared memory: rings, x on its way, partial sums, Σ x², barriers, all by warp.
     const uint32_t base = shared_address(shared), ring = base + warp * p.stages * L::CHUNK;
-    const uint32_t partials_at = WARPS * (p.stages * L::CHUNK + 1024), scratch = base + WARPS * p.stages * L::CHUNK + warp * 1024;
-    float4* partials = reinterpret_cast<float4*>(shared + partials_at) + group * writers * p.pass_tiles * NT * WARP;
-    float4* mine = partials + w * p.pass_tiles * NT * WARP + lane;
-    float* squares = reinterpret_cast<float*>(shared + partials_at + WARPS * p.pass_tiles * NT * 512) + group * writers * NT * 8;
-    const uint32_t full = base + partials_at + WARPS * (p.pass_tiles * NT * 512 + NT * 32) + warp * p.stages * 8;
+    const uint32_t partials_at = WARPS * (p.stages * L::CHUNK + P::SCRATCH), scratch = base + WARPS * p.stages * L::CHUNK + warp * P::SCRATCH;
+    constexpr uint32_t TILE_SUMS = P::SUMS * WARP;
+    float* partials = reinterpret_cast<float*>(shared + partials_at) + group * writers * p.pass_tiles * TILE_SUMS;
+    float* mine = partials + w * p.pass_tiles * TILE_SUMS;
+    float* squares = reinterpret_cast<float*>(shared + partials_at) + (WARPS * p.pass_tiles * TILE_SUMS + group * writers * P::TOKENS);
+    const uint32_t full = base + partials_at + WARPS * (p.pass_tiles * TILE_SUMS + P::TOKENS) * 4 + warp * p.stages * 8;
     if (p.k_tiles % CHUNK_TILES != 0) {
         // The last chunk is copied in part and multiplied whole, by zeros: nothing in its place may be a NaN.
+#pragma unroll 1
         for (uint32_t i = lane * 16; i < p.stages * L::CHUNK; i += WARP * 16)
             asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
     }
     if (lane == 0) {
+#pragma unroll 1
         for (uint32_t i = 0; i < p.stages; i++) barrier_init(full + i * 8, WARP_COPY_ARRIVALS);
     }
     barrier_init_fence();
@@ -175,7 +234,7 @@ template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_li
     const uint32_t row_tiles = (p.columns + TILE_ROWS - 1) / TILE_ROWS, chunks = (p.k_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
     const uint32_t row_tile_bytes = p.k_tiles * L::TILE + chunks * L::SUPER;
     const uint32_t units = gridDim.x * groups, unit = blockIdx.x * groups + group;
-    const uint32_t begin = uint32_t(uint64_t(row_tiles) * unit / units), end = uint32_t(uint64_t(row_tiles) * (unit + 1) / units);
+    const uint32_t begin = row_tiles * unit / units, end = row_tiles * (unit + 1) / units;
 
     // The copies of this warp in order: pass, chunk, row tile, gate or up.
     struct { uint32_t tile, chunk, rt, stage; } next = {w < chunks ? begin : end, w, 0, 0};
@@ -190,12 +249,12 @@ template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_li
         if ((next.chunk += writers) < chunks) return;
         next.chunk = w, next.tile += per;
     };
+#pragma unroll 1
     for (uint32_t i = 0; i < p.stages; i++) copy_next();
     pdl_launch();
     pdl_wait();
 
-    Activations<L, NT> x;
-    float square[NT] = {};
+    P x;
     struct { uint32_t stage, parity; } take = {0, 0};
     const uint32_t threads = writers * WARP, thread = w * WARP + lane;
     if (w < chunks) x.fetch(p, w, lane);
@@ -205,69 +264,44 @@ template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_li
         for (uint32_t chunk = w; chunk < chunks; chunk += writers) {
             // One chunk a warp stays where it is.
             if (chunks > writers || tile == begin) {
-                float more[NT] = {};
-                x.prepare(p, chunk, scratch, lane, more);
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) square[nt] += tile == begin ? more[nt] : 0.0f;
+                x.prepare(p, chunk, scratch, lane);
                 if (chunks > writers) x.fetch(p, chunk + writers < chunks ? chunk + writers : w, lane);
             }
 #pragma unroll 1
             for (uint32_t rt = 0; rt < count; rt++) {
                 const uint32_t at = ring + take.stage * L::CHUNK;
                 barrier_wait(full + take.stage * 8, take.parity);
-                float acc[NT][4] = {};
-                Super<L> super;
-                super.load(at, lane);
-                // The next tile is on its way into registers while one is multiplied.
-                Codes<L> codes[2];
-                Scale<L> scales[2];
-                auto load = [&](int j) {
-                    codes[j % 2].load(at + L::SUPER + j * L::TILE, lane);
-                    scales[j % 2].load(at + L::SUPER + j * L::TILE, lane);
-                };
-                load(0);
-#pragma unroll
-                for (int j = 0; j < CHUNK_TILES; j++) {
-                    if (j + 1 < CHUNK_TILES) load(j + 1);
-                    tile_product<L, NT>(acc, x, super, codes[j % 2], scales[j % 2], j);
-                }
+                x.multiply(at, lane, mine + rt * TILE_SUMS, chunk == w);
                 if (++take.stage == p.stages) take = {0, take.parity ^ 1};
                 __syncwarp();
                 copy_next();
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) {
-                    float4& sum = mine[(rt * NT + nt) * WARP];
-                    const float4 old = chunk == w ? float4{0.0f, 0.0f, 0.0f, 0.0f} : sum;
-                    sum = {old.x + acc[nt][0], old.y + acc[nt][1], old.z + acc[nt][2], old.w + acc[nt][3]};
-                }
             }
         }
 
         // The warps' sums meet, in the order of columns.
-        if (p.norm && tile == begin) {
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                square[nt] += __shfl_xor_sync(FULL, square[nt], 1);
-                square[nt] += __shfl_xor_sync(FULL, square[nt], 2);
-                if (lane % 4 == 0) squares[(w * NT + nt) * 8 + lane / 4] = square[nt];
-            }
-        }
+        if (p.norm && tile == begin) x.put_squares(squares + w * P::TOKENS, lane);
         asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
         const uint32_t active = min(writers, chunks);
-        for (uint32_t i = thread; i < count / halves * NT * 128; i += threads) {
-            // Element e of lane `from` of result (rt, nt).
-            const uint32_t e = i % 4, from = i / 4 % WARP, nt = i / 128 % NT, rt = i / (128 * NT);
-            const uint32_t token = nt * 8 + from % 4 * 2 + e % 2, column = (tile + rt) * TILE_ROWS + from / 4 + e / 2 * 8;
-            if (token >= p.tokens || column >= p.columns) continue;
+        constexpr uint32_t RESULTS = P::TOKENS * TILE_ROWS * P::PARTS;
+#pragma unroll 1
+        for (uint32_t i = thread; i < count / halves * RESULTS; i += threads) {
+            uint32_t token, row;
+            const uint32_t rt = i / RESULTS, in_tile = P::result(i % RESULTS, row, token), column = (tile + rt) * TILE_ROWS + row;
             float v = 0.0f, up = 0.0f, total = 0.0f;
-            const float* of_warp = reinterpret_cast<const float*>(partials) + (rt * halves * NT + nt) * 128 + i % 128;
+            const float* of_warp = partials + rt * halves * TILE_SUMS + in_tile;
 #pragma unroll 4
             for (uint32_t k = 0; k < active; k++) {
                 v += of_warp[0];
-                if (halves == 2) up += of_warp[NT * 128];
-                if (p.norm) total += squares[k * NT * 8 + token];
-                of_warp += p.pass_tiles * NT * 128;
+                if (halves == 2) up += of_warp[TILE_SUMS];
+                if (p.norm) total += squares[k * P::TOKENS + token];
+                of_warp += p.pass_tiles * TILE_SUMS;
             }
+#pragma unroll
+            for (int lanes = 1; lanes < P::PARTS; lanes *= 2) {
+                v += __shfl_xor_sync(FULL, v, lanes);
+                up += __shfl_xor_sync(FULL, up, lanes);
+            }
+            if (token >= p.tokens || column >= p.columns || i % P::PARTS != 0) continue;
             if (p.norm) {
                 const float rstd = rsqrtf(total / float(p.cols) + p.eps);
                 v *= rstd, up *= rstd;
@@ -285,10 +319,16 @@ template <Format F, int NT, int WARPS> __device__ __forceinline__ void packed_li
     }
 }
 
-#define PACKED_LINEAR(name, format)                                                                                               \
-    extern "C" __global__ __launch_bounds__(256, 2) void packed_linear_##name##_t8(const __grid_constant__ PackedLinearParams p) { \
-        packed_linear<Format::format, 1, 8>(p);                                                                                   \
-    }                                                                                                                             \
-    extern "C" __global__ __launch_bounds__(256, 1) void packed_linear_##name##_t16(const __grid_constant__ PackedLinearParams p) { \
-        packed_linear<Format::format, 2, 8>(p);                                                                                   \
+#define PACKED_LINEAR_KERNEL(name, product, blocks)                                                                         \
+    extern "C" __global__ __launch_bounds__(256, blocks) void packed_linear_##name(const __grid_constant__ PackedLinearParams p) { \
+        packed_linear<product::Layout, product, 8>(p);                                                                      \
     }
+#define PACKED_LINEAR(name, format)                                              \
+    using name##_t1 = Int8Product<LayoutOf<Format::format>, 1>;                  \
+    using name##_t2 = Int8Product<LayoutOf<Format::format>, 2>;                  \
+    using name##_t8 = Bf16Product<LayoutOf<Format::format>, 1>;                  \
+    using name##_t16 = Bf16Product<LayoutOf<Format::format>, 2>;                 \
+    PACKED_LINEAR_KERNEL(name##_t1, name##_t1, 2)                                \
+    PACKED_LINEAR_KERNEL(name##_t2, name##_t2, 2)                                \
+    PACKED_LINEAR_KERNEL(name##_t8, name##_t8, 2)                                \
+    PACKED_LINEAR_KERNEL(name##_t16, name##_t16, 1)

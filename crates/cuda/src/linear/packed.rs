@@ -2,7 +2,7 @@
 //!
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
-//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included | the same |
+//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes | the same |
 //! | 17 … 32, too few rows for half of the multiprocessors | the same, 16 tokens at a time | the same |
 //! | more | `sm90_packed_linear_*.cu` | `packed_linear_*.cu`, 16 tokens at a time |
 
@@ -203,13 +203,14 @@ impl Packed {
     fn plan(&self, cx: &Context, tokens: usize, columns: usize) -> Option<Plan> {
         let attributes = cx.device().attributes();
         let machine = Machine { sms: attributes.sms as usize, block_shared_bytes: attributes.block_shared_bytes };
-        let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, eights: tokens.div_ceil(8) };
+        let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, tokens };
         packed_tiles::plan(self.format, &shape, &machine)
     }
 
     fn few(&self, cx: &Context, op: &Linear, x: &Tensor, out: &Tensor) -> Result<()> {
         let (tokens, columns) = (x.shape()[0], out.shape()[1]);
-        let Some(plan) = self.plan(cx, tokens, columns) else {
+        let most = packed_tiles::kernel_tokens(tokens);
+        let Some(plan) = self.plan(cx, most, columns) else {
             return Err(unsupported("linear", format!("{} columns on so little shared memory", self.cols)));
         };
         let params = PackedLinearParams {
@@ -231,8 +232,12 @@ impl Packed {
             out_f32: u32::from(out.dtype() == DType::F32),
             eps: op.norm.map_or(0.0, |n| n.eps),
         };
-        let (file, kernel) =
-            if tokens <= 8 { by_format!(self.dtype, "packed_linear", "_t8") } else { by_format!(self.dtype, "packed_linear", "_t16") };
+        let (file, kernel) = match most {
+            1 => by_format!(self.dtype, "packed_linear", "_t1"),
+            2 => by_format!(self.dtype, "packed_linear", "_t2"),
+            8 => by_format!(self.dtype, "packed_linear", "_t8"),
+            _ => by_format!(self.dtype, "packed_linear", "_t16"),
+        };
         let grid = Grid { shared_bytes: plan.shared_bytes as u32, ..Grid::new(plan.blocks, packed_tiles::THREADS) };
         // SAFETY: the operation's contract holds, and the weight was repacked whole.
         unsafe { cx.launch(file, kernel, grid, &params) }

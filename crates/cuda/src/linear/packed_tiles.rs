@@ -11,8 +11,8 @@ const WARPS: usize = 8;
 pub(super) const THREADS: u32 = 32 * WARPS as u32;
 /// Half of an H100's, less what the system takes of each block
 const HALF_SHARED_BYTES: usize = 112 << 10;
-/// Gated row tiles count once
-const TWO_BLOCKS_TILES: usize = 6;
+/// Gated row tiles count once; of an 8B only its head has so many
+const TWO_BLOCKS_TILES: usize = 20;
 /// Most tokens of `packed_linear.cuh`
 pub(super) const SLICE_TOKENS: usize = 16;
 
@@ -87,6 +87,15 @@ pub(super) fn sm90_blocks(tokens: usize, columns: usize, gated: bool) -> usize {
     tokens.div_ceil(block_tokens(tokens)) * columns.div_ceil(if gated { 64 } else { 128 })
 }
 
+/// Most tokens of the kernel of `packed_linear.cuh` that takes so many.
+pub(super) fn kernel_tokens(tokens: usize) -> usize {
+    match tokens {
+        ..=2 => tokens,
+        3..=8 => 8,
+        _ => SLICE_TOKENS,
+    }
+}
+
 /// What `packed_linear.cuh` computes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
@@ -96,8 +105,8 @@ pub(super) struct Shape {
     pub cols: usize,
     /// Every column needs two weight rows
     pub gated: bool,
-    /// Tokens / 8: 1 or 2
-    pub eights: usize,
+    /// Most tokens of the kernel: 1 or 2 on bytes, 8 or 16 on bf16
+    pub tokens: usize,
 }
 
 /// What it runs on.
@@ -121,12 +130,15 @@ pub(super) struct Plan {
 /// in as few passes as their partial sums have room for, rings as deep as the rest allows. `None` where shared memory has no
 /// room for so many tokens: 8 always fit.
 ///
-/// Of large shared memory a block of up to 8 tokens takes half, so that two run at once, or the next kernel's blocks move in
-/// early and fetch their first weights. It takes the same amount for every weight: a multiprocessor that has to divide its
+/// Of large shared memory a block of up to 8 tokens takes half, so that the next kernel's blocks move in early and fetch their
+/// first weights, or two run at once where row tiles are so many that beginnings and ends do not count. It takes the same amount for every weight: a multiprocessor that has to divide its
 /// memory anew runs empty first.
 pub(super) fn plan(format: Format, shape: &Shape, machine: &Machine) -> Option<Plan> {
     let large = machine.block_shared_bytes > 200 << 10;
-    let shared_bytes = if large && shape.eights == 1 { HALF_SHARED_BYTES } else { machine.block_shared_bytes };
+    let half = large && shape.tokens <= 8;
+    let shared_bytes = if half { HALF_SHARED_BYTES } else { machine.block_shared_bytes };
+    // Of a warp: sums of a row tile, and room for x on its way into the tensor cores' order.
+    let (sums, scratch) = if shape.tokens < 8 { (256, 0) } else { (64 * shape.tokens, 1024) };
     let chunks = k_tiles(shape.cols).div_ceil(CHUNK_TILES);
     let row_tiles = shape.columns.div_ceil(TILE_ROWS);
     let mut group_warps = chunks.next_power_of_two().min(WARPS);
@@ -134,13 +146,18 @@ pub(super) fn plan(format: Format, shape: &Shape, machine: &Machine) -> Option<P
         group_warps *= 2;
     }
     let groups = WARPS / group_warps;
-    let two = large && shape.eights == 1 && row_tiles >= TWO_BLOCKS_TILES * machine.sms;
+    let two = half && row_tiles >= TWO_BLOCKS_TILES * machine.sms;
     let blocks = (machine.sms * (1 + usize::from(two))).min(row_tiles.div_ceil(groups)).max(1);
     let halves = 1 + usize::from(shape.gated);
-    let most = if large { 8 / shape.eights } else { 2 };
+    let most = match (large, shape.tokens) {
+        (false, _) => 2,
+        (true, 16) => 4,
+        (true, 8) => 8,
+        _ => 16,
+    };
     let own = row_tiles.div_ceil(blocks * groups) * halves;
     let pass_tiles = own.div_ceil(own.div_ceil(most)).next_multiple_of(halves);
-    let fixed = WARPS * (pass_tiles * shape.eights * 512 + shape.eights * 32 + 1024);
+    let fixed = WARPS * (pass_tiles * sums + 4 * shape.tokens + scratch);
     let ring = format.super_ + CHUNK_TILES * format.tile + 8;
     let stages = shared_bytes.checked_sub(fixed)? / (WARPS * ring);
     (stages > 0).then_some(Plan { blocks, group_warps, stages, pass_tiles, shared_bytes })
@@ -171,10 +188,10 @@ mod tests {
         for (dtype, format) in formats() {
             for machine in [H100, RTX_4090] {
                 for cols in [32, 256, 576, 896, 4096, 14336, 53248] {
-                    for (gated, eights) in [(false, 1), (true, 1), (false, 2), (true, 2)] {
-                        let shape = Shape { columns: 4096, cols, gated, eights };
+                    for (gated, tokens) in [1, 2, 8, 16].map(|tokens| [(false, tokens), (true, tokens)]).concat() {
+                        let shape = Shape { columns: 4096, cols, gated, tokens };
                         let Some(plan) = plan(format, &shape, &machine) else {
-                            assert!(eights > 1, "{dtype} {shape:?}");
+                            assert!(tokens > 8, "{dtype} {shape:?}");
                             continue;
                         };
                         assert!(plan.shared_bytes <= machine.block_shared_bytes, "{dtype} {shape:?}: {plan:?}");
@@ -190,14 +207,22 @@ mod tests {
     }
 
     #[test]
+    fn columns_are_split_where_rows_are_few() {
+        // 4096, 6144 and 28672 rows in blocks of 128, on an H100.
+        assert_eq!([splits(32, 4096, 132), splits(48, 4096, 132), splits(224, 4096, 132)], [4, 2, 1]);
+        assert_eq!(splits(1, 512, 132), 2);
+    }
+
+    #[test]
     fn llama_8b_fills_the_machine() {
         let format = Format::of(DType::Q4_K).expect("a block type");
         let plan = |columns, cols, gated| {
-            let plan = plan(format, &Shape { columns, cols, gated, eights: 1 }, &H100).expect("8 tokens fit");
+            let plan = plan(format, &Shape { columns, cols, gated, tokens: 1 }, &H100).expect("8 tokens fit");
             (plan.blocks, plan.group_warps, plan.pass_tiles)
         };
         assert_eq!(plan(6144, 4096, false), (132, 8, 3));
-        assert_eq!(plan(14336, 4096, true), (264, 8, 8));
+        assert_eq!(plan(14336, 4096, true), (132, 8, 14));
+        assert_eq!(plan(128256, 4096, false), (264, 8, 16));
         assert_eq!(plan(4096, 14336, false), (132, 8, 2));
         assert_eq!(plan(1024, 1024, false), (64, 8, 1));
     }

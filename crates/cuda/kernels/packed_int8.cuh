@@ -1,0 +1,259 @@
+// Products of one or two tokens over the tensor cores' bytes, for `packed_linear`: no code is converted to a float.
+//
+// x of a chunk of columns is rounded to 16 bits of its largest magnitude there, q = 256·hi + lo, finer than its bf16. Codes are
+// the A operand of mma.m16n8k32 as they are; of B's eight columns each takes the high or the low bytes of one token and
+// of one group of columns that share a scale, zeros elsewhere: what accumulates over products is the exact sum of each
+// group by itself, and every lane of the result holds (hi, lo) of one group and token for two rows.
+// Biases of codes are the accumulators' first values.
+#pragma once
+
+// d[16, 8] += a[16, 32] · b[32, 8]
+template <bool SIGNED> __device__ __forceinline__ void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (SIGNED) {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+// The bits of `w` from `FROM` on that `mask` names at `TO`, joined to `into`.
+template <int FROM, int TO> __device__ __forceinline__ uint32_t bits(uint32_t w, uint32_t mask, uint32_t into) {
+    if constexpr (FROM > TO) return and_or(w >> (FROM - TO), mask, into);
+    return and_or(w << (TO > FROM ? TO - FROM : 0), mask, into);
+}
+
+// Codes of row g (R = 0) or g + 8 (1) in step S as bytes of columns 2t, 8 + 2t, 2t + 1, 9 + 2t. Plain four-bit codes of row
+// g + 8 come sixteenfold.
+template <class L, int S, int R> __device__ __forceinline__ uint32_t code_bytes(const Codes<L>& codes) {
+    if constexpr (L::LO == 8) {
+        return codes.low[2 * S + R];
+    } else if constexpr (L::TABLE) {
+        return __byte_perm(iq4_values(codes.low[S]), iq4_values(codes.low[S] >> 16), R ? 0x7531 : 0x6420);
+    } else {
+        uint32_t a;
+        if constexpr (L::LO == 4 && L::HI == 0) return codes.low[S] & (R ? 0xF0F0F0F0u : 0x0F0F0F0Fu);
+        if constexpr (L::LO == 4) {
+            a = (codes.low[S] >> (4 * R)) & 0x0F0F0F0Fu;
+        } else {
+            constexpr int from = 8 * (S % 2) + 2 * R;
+            a = bits<from + 4, 8>(codes.low[S / 2], 0x03000300u, bits<from, 0>(codes.low[S / 2], 0x00030003u, 0));
+        }
+        if constexpr (L::HI == 2) {
+            constexpr int from = 8 * (S % 2) + 2 * R, to = L::LO;
+            a = bits<from + 4, to + 8>(codes.high[S / 2], 0x03000300u << to, bits<from, to>(codes.high[S / 2], 0x00030003u << to, a));
+        } else if constexpr (L::HI == 1) {
+            constexpr int from = 4 * S + R, to = L::LO;
+            a = bits<from + 2, to + 8>(codes.high[0], 0x01000100u << to, bits<from, to>(codes.high[0], 0x00010001u << to, a));
+        }
+        return a;
+    }
+}
+
+// T: tokens.
+template <class L_, int T> struct Int8Product {
+    using L = L_;
+    using Layout = L_;
+    static constexpr int TOKENS = T;
+    static constexpr int SUMS = 2;        // floats of a lane for a row tile: rows g and g + 8
+    static constexpr int PARTS = 4 / T;   // lanes that hold parts of one result
+    static constexpr int SCRATCH = 0;
+    // Groups within the 32 columns of a product.
+    static constexpr int HALVES = 32 / L::GROUP;
+    // A pair of B's columns, hi and lo: (product of a set, token, half), from the last to the first quickest. A set of
+    // products shares accumulators.
+    static constexpr int PAIRS = T * HALVES;
+    static constexpr int STEPS = 4 / PAIRS, SETS = 8 / STEPS;
+    static constexpr int HALF_STEPS = HALVES == 2 ? 1 : 2;   // 16-column steps of a product that one column of B has
+    static constexpr bool SIXTEENFOLD = L::LO == 4 && L::HI == 0 && !L::TABLE;
+    static constexpr bool SIGNED = L::LO == 8 || L::TABLE;
+    static constexpr int BIAS = SIGNED ? 0 : L::BIAS;
+    static_assert(PAIRS <= 4, "B has eight columns");
+
+    uint32_t raw[SETS][HALF_STEPS][2];   // of the next chunk: what goes to this lane's column of B
+    uint32_t b[8][2];
+    int first[BIAS ? SETS : 1][2];
+    float sums[L::HAS_MIN ? SETS : 1];   // Σ q of this lane's group
+    float unit;        // of q, for the token of this lane's results
+    float square = 0.0f;
+
+    // Of a pair.
+    __device__ static __forceinline__ uint32_t token_of(uint32_t pair) { return pair / HALVES % T; }
+    __device__ static __forceinline__ uint32_t half_of(uint32_t pair) { return pair % HALVES; }
+    __device__ static __forceinline__ uint32_t step_of(uint32_t pair) { return pair / PAIRS; }
+
+    // First column of a piece of eight that this lane of B takes two of.
+    __device__ static __forceinline__ uint32_t col(uint32_t chunk, int lane, int set, int step, int piece) {
+        const uint32_t pair = lane / 8, s = HALF_STEPS == 1 ? half_of(pair) : step;
+        return chunk * CHUNK_COLS + (set * STEPS + step_of(pair)) * 32 + s * 16 + piece * 8 + lane % 4 * 2;
+    }
+
+    __device__ __forceinline__ void fetch(const PackedLinearParams& p, uint32_t chunk, int lane) {
+        const uint32_t token = token_of(lane / 8);
+        const bf16* x = p.x + size_t(min(token, p.tokens - 1)) * p.x_stride;
+#pragma unroll
+        for (int i = 0; i < SETS * HALF_STEPS * 2; i++) {
+            const int set = i / (HALF_STEPS * 2), step = i / 2 % HALF_STEPS, piece = i % 2;
+            const uint32_t at = col(chunk, lane, set, step, piece);
+            raw[set][step][piece] = token < p.tokens && at < p.cols ? *reinterpret_cast<const uint32_t*>(x + at) : 0;
+        }
+    }
+
+    __device__ __forceinline__ void prepare(const PackedLinearParams& p, uint32_t chunk, uint32_t, int lane) {
+        float v[SETS][HALF_STEPS][4];
+        uint32_t largest = 0;
+        float more = 0.0f;
+#pragma unroll
+        for (int i = 0; i < SETS * HALF_STEPS * 2; i++) {
+            const int set = i / (HALF_STEPS * 2), step = i / 2 % HALF_STEPS, piece = i % 2;
+            const uint32_t word = raw[set][step][piece];
+            float low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xFFFF0000u);
+            if (p.norm) {
+                const uint32_t at = col(chunk, lane, set, step, piece);
+                const float2 weight = *reinterpret_cast<const float2*>(p.norm + (at < p.cols ? at : 0));
+                more = fmaf(low, low, fmaf(high, high, more));
+                low *= weight.x, high *= weight.y;
+            }
+            // As integers: a NaN is the largest.
+            largest = max(largest, max(__float_as_uint(low) & 0x7FFFFFFFu, __float_as_uint(high) & 0x7FFFFFFFu));
+            v[set][step][piece] = low, v[set][step][2 + piece] = high;
+        }
+        square += more;
+        // Over the lanes of the same token.
+        constexpr int TOKEN_BITS = 8 * (T - 1) * HALVES;
+#pragma unroll
+        for (int lanes = 1; lanes < WARP; lanes *= 2) {
+            if (lanes != 4 && !(lanes & TOKEN_BITS)) largest = max(largest, __shfl_xor_sync(FULL, largest, lanes));
+        }
+        const float amax = __uint_as_float(largest), inverse = amax > 1e-30f ? 32512.0f / amax : 0.0f;
+        // Results: pair t.
+        const int t = lane % 4;
+        unit = __shfl_sync(FULL, amax * (1.0f / 32512.0f), 8 * t);
+        const bool low_bytes = lane / 4 % 2;
+        const int rounding = low_bytes ? 0 : 128;
+        const uint32_t select = low_bytes ? 0x0040u : 0x0051u;
+#pragma unroll
+        for (int set = 0; set < SETS; set++) {
+            uint32_t bytes[HALF_STEPS];
+            int sum = 0;
+#pragma unroll
+            for (int step = 0; step < HALF_STEPS; step++) {
+                int q[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) q[e] = __float2int_rn(v[set][step][e] * inverse) + rounding;
+                bytes[step] = __byte_perm(__byte_perm(q[0], q[1], select), __byte_perm(q[2], q[3], select), 0x5410);
+                sum = __dp4a(int(bytes[step]), 0x01010101, sum);
+            }
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                const bool own = step_of(lane / 8) == k;
+#pragma unroll
+                for (int s = 0; s < 2; s++) {
+                    const bool there = own && (HALF_STEPS == 2 || half_of(lane / 8) == s);
+                    b[set * STEPS + k][s] = there ? bytes[HALF_STEPS == 2 ? s : 0] : 0;
+                }
+            }
+            if constexpr (L::HAS_MIN || BIAS != 0) {
+                sum += __shfl_xor_sync(FULL, sum, 1);
+                sum += __shfl_xor_sync(FULL, sum, 2);
+                const int hi = __shfl_sync(FULL, sum, 8 * t), lo = __shfl_sync(FULL, sum, 8 * t + 4);
+                if constexpr (L::HAS_MIN) sums[set] = float(256 * hi + lo);
+                if constexpr (BIAS != 0) first[set][0] = -BIAS * hi, first[set][1] = -BIAS * lo;
+            }
+        }
+    }
+
+    // Adds the products of the chunk at `at` to this lane's sums of a row tile, or sets them if `first`.
+    __device__ __forceinline__ void multiply(uint32_t at, int lane, float* row_tile, bool first_chunk) const {
+        const uint32_t t = lane % 4, g = lane / 4;
+        Super<L> super;
+        super.load(at, lane);
+        const uint32_t tiles = at + L::SUPER;
+        Codes<L> codes[CHUNK_TILES];
+#pragma unroll
+        for (int j = 0; j < CHUNK_TILES; j++) codes[j].load(tiles + j * L::TILE, lane);
+        float dot[2] = {}, less[2] = {};
+        sets<0>(codes, super, tiles + L::LO_BYTES + L::HI_BYTES + g * L::PAIR, t, dot, less);
+        float2& sum = reinterpret_cast<float2*>(row_tile)[lane];
+        float2 old = first_chunk ? float2{0.0f, 0.0f} : sum;
+        const float unit_1 = SIXTEENFOLD ? unit * 0.0625f : unit;
+        if constexpr (L::BLOCK_256) dot[0] *= super.d[0], dot[1] *= super.d[1];
+        if constexpr (L::BLOCK_256 && L::HAS_MIN) less[0] *= -super.dmin[0], less[1] *= -super.dmin[1];
+        old.x = fmaf(dot[0], unit, old.x), old.y = fmaf(dot[1], unit_1, old.y);
+        if constexpr (L::HAS_MIN) old.x = fmaf(less[0], unit, old.x), old.y = fmaf(less[1], unit, old.y);
+        sum = old;
+    }
+
+    template <int SET>
+    __device__ __forceinline__ void sets(const Codes<L> (&codes)[CHUNK_TILES], const Super<L>& super, uint32_t scales, uint32_t t,
+                                         float (&dot)[2], float (&less)[2]) const {
+        int c[4];
+        if constexpr (BIAS != 0) {
+            c[0] = first[SET][0], c[1] = first[SET][1];
+            c[2] = SIXTEENFOLD ? 16 * c[0] : c[0], c[3] = SIXTEENFOLD ? 16 * c[1] : c[1];
+        } else {
+            c[0] = c[1] = c[2] = c[3] = 0;
+        }
+        products<SET, 0>(codes, c);
+        const uint32_t group = (SET * STEPS + step_of(t)) * HALVES + half_of(t);
+        const uint32_t at = scales + group / L::GROUPS * L::TILE, in_tile = group % L::GROUPS;
+        float scale[2], offset[2] = {};
+        if constexpr (L::KIND == Scales::D || L::KIND == Scales::DM) {
+            const uint32_t of_group = at + in_tile * (L::PAIR / L::GROUPS), d = lds32(of_group);
+            const float2 f = __half22float2(reinterpret_cast<const __half2&>(d));
+            scale[0] = f.x, scale[1] = f.y;
+            if constexpr (L::KIND == Scales::DM) {
+                const uint32_t m = lds32(of_group + 4);
+                const float2 f = __half22float2(reinterpret_cast<const __half2&>(m));
+                offset[0] = f.x, offset[1] = f.y;
+            }
+        } else if constexpr (L::KIND == Scales::U8x2) {
+            const uint32_t w = lds32(at + in_tile * 4);
+            scale[0] = float(w & 0xFF), offset[0] = float(w >> 8 & 0xFF), scale[1] = float(w >> 16 & 0xFF), offset[1] = float(w >> 24);
+        } else {
+            // Two bytes of the word: rows g and g + 8.
+            const uint32_t w = lds32(at + in_tile / 2 * 4) >> (in_tile % 2 * 16);
+            if constexpr (L::KIND == Scales::I8) {
+                scale[0] = float(int8_t(w)), scale[1] = float(int8_t(w >> 8));
+            } else {
+                scale[0] = float(w & 15), offset[0] = float(w >> 4 & 15), scale[1] = float(w >> 8 & 15), offset[1] = float(w >> 12 & 15);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            dot[r] = fmaf(float(256 * c[2 * r] + c[2 * r + 1]), scale[r], dot[r]);
+            if constexpr (L::HAS_MIN) less[r] = fmaf(offset[r], sums[SET], less[r]);
+        }
+        if constexpr (SET + 1 < SETS) sets<SET + 1>(codes, super, scales, t, dot, less);
+    }
+
+    template <int SET, int K> __device__ __forceinline__ void products(const Codes<L> (&codes)[CHUNK_TILES], int (&c)[4]) const {
+        constexpr int J = SET * STEPS + K, S = J % 2 * 2;
+        const Codes<L>& of = codes[J / 2];
+        const uint32_t a[4] = {code_bytes<L, S, 0>(of), code_bytes<L, S, 1>(of), code_bytes<L, S + 1, 0>(of), code_bytes<L, S + 1, 1>(of)};
+        mma_bytes<SIGNED>(c, a, b[J][0], b[J][1]);
+        if constexpr (K + 1 < STEPS) products<SET, K + 1>(codes, c);
+    }
+
+    // Where the sums of a row tile hold a part of a result, and whose it is: a block's threads take i = 0, 1, …, the parts of
+    // a result are neighbours.
+    __device__ static __forceinline__ uint32_t result(uint32_t i, uint32_t& row, uint32_t& token) {
+        const uint32_t part = i % PARTS;
+        row = i / PARTS % TILE_ROWS, token = i / (PARTS * TILE_ROWS);
+        const uint32_t t = part % HALVES + HALVES * (token + T * (part / HALVES));
+        return (row % 8 * 4 + t) * 2 + row / 8;
+    }
+
+    // This warp's Σ x² by token.
+    __device__ __forceinline__ void put_squares(float* squares, int lane) {
+        constexpr int TOKEN_BITS = 8 * (T - 1) * HALVES;
+#pragma unroll
+        for (int lanes = 1; lanes < WARP; lanes *= 2) {
+            if (lanes != 4 && !(lanes & TOKEN_BITS)) square += __shfl_xor_sync(FULL, square, lanes);
+        }
+        if (lane % 8 == 0) squares[token_of(lane / 8)] = square;
+    }
+};
