@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ferrum_engine::{Engine, EngineOptions, Event, Request, SamplingParams};
+use ferrum_engine::{Engine, EngineOptions, Event, Grammar, GrammarCompiler, Request, SamplingParams};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
     ops::{
@@ -258,6 +258,9 @@ fn answers(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<u32>> {
 
 /// Requests of several lengths, so that batches shrink through the sizes and prefills come between decodes.
 fn requests(vocab: u32) -> Vec<Request> {
+    // Tokens 0 to 254 stand for one byte each.
+    let tokens: Vec<Vec<u8>> = (0..vocab).map(|id| if id < 255 { vec![id as u8] } else { Vec::new() }).collect();
+    let printable = GrammarCompiler::from_tokens(&tokens, &[]).unwrap().compile(&Grammar::regex("[ -~]{30,}")).unwrap();
     (0..11u32)
         .map(|n| {
             let prompt = (0..=n * 2).map(|i| (n * 31 + i * 7 + 1) % vocab).collect();
@@ -266,7 +269,12 @@ fn requests(vocab: u32) -> Vec<Request> {
                 2 => SamplingParams { frequency_penalty: 0.5, repetition_penalty: 1.2, ..SamplingParams::default() },
                 _ => SamplingParams::default(),
             };
-            Request { max_tokens: Some(4 + u64::from(n * 5 % 17)), sampling, ..Request::new(prompt) }
+            let request = Request { max_tokens: Some(4 + u64::from(n * 5 % 17)), sampling, ..Request::new(prompt) };
+            match n % 5 {
+                2 => Request { logit_bias: vec![(n, 20.0)], ..request },
+                3 => Request { constraint: Some(printable.clone()), ..request },
+                _ => request,
+            }
         })
         .collect()
 }
