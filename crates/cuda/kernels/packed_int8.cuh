@@ -132,20 +132,19 @@ template <class L_, int T> struct Int8Product {
         // Results: pair t.
         const int t = lane % 4;
         unit = __shfl_sync(FULL, amax * (1.0f / 32512.0f), 8 * t);
+        // 1.5·2²³ + q has q in its low bits; 128 more rounds the high byte.
         const bool low_bytes = lane / 4 % 2;
-        const int rounding = low_bytes ? 0 : 128;
+        const float shift = low_bytes ? 12582912.0f : 12582912.0f + 128.0f;
         const uint32_t select = low_bytes ? 0x0040u : 0x0051u;
 #pragma unroll
         for (int set = 0; set < SETS; set++) {
             uint32_t bytes[HALF_STEPS];
-            int sum = 0;
 #pragma unroll
             for (int step = 0; step < HALF_STEPS; step++) {
-                int q[4];
+                uint32_t q[4];
 #pragma unroll
-                for (int e = 0; e < 4; e++) q[e] = __float2int_rn(v[set][step][e] * inverse) + rounding;
+                for (int e = 0; e < 4; e++) q[e] = __float_as_uint(fmaf(v[set][step][e], inverse, shift));
                 bytes[step] = __byte_perm(__byte_perm(q[0], q[1], select), __byte_perm(q[2], q[3], select), 0x5410);
-                sum = __dp4a(int(bytes[step]), 0x01010101, sum);
             }
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
@@ -157,11 +156,12 @@ template <class L_, int T> struct Int8Product {
                 }
             }
             if constexpr (L::HAS_MIN || BIAS != 0) {
-                sum += __shfl_xor_sync(FULL, sum, 1);
-                sum += __shfl_xor_sync(FULL, sum, 2);
-                const int hi = __shfl_sync(FULL, sum, 8 * t), lo = __shfl_sync(FULL, sum, 8 * t + 4);
-                if constexpr (L::HAS_MIN) sums[set] = float(256 * hi + lo);
-                if constexpr (BIAS != 0) first[set][0] = -BIAS * hi, first[set][1] = -BIAS * lo;
+                constexpr uint32_t ones[4] = {0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u};
+                int sum[4] = {};
+#pragma unroll
+                for (int k = 0; k < STEPS; k++) mma_bytes<false>(sum, ones, b[set * STEPS + k][0], b[set * STEPS + k][1]);
+                if constexpr (L::HAS_MIN) sums[set] = float(256 * sum[0] + sum[1]);
+                if constexpr (BIAS != 0) first[set][0] = -BIAS * sum[0], first[set][1] = -BIAS * sum[1];
             }
         }
     }
