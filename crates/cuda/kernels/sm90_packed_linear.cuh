@@ -29,6 +29,8 @@ struct Sm90PackedLinearParams {
     uint32_t out_stride;
     uint32_t epilogue;     // Epilogue
     uint32_t out_f32;      // 1: out is f32; only STORE
+    uint32_t splits;       // parts that the columns of x are dealt to
+    float* partials;       // [splits, tokens, weight rows] f32 for packed_combine, or null: the result goes to `out`
 };
 
 // A tile as A operands of four products, scaled to bf16. Scale and minimum together are applied in f32 and rounded once: both
@@ -90,22 +92,26 @@ __device__ __forceinline__ void sm90_packed_linear(const Sm90PackedLinearParams&
     __syncthreads();
 
     const uint32_t token_blocks = (p.tokens + BN - 1) / BN, row_blocks = (p.columns + out_rows - 1) / out_rows;
-    const uint32_t blocks = token_blocks * row_blocks;
+    const uint32_t products = token_blocks * row_blocks, blocks = products * p.splits;
     const uint32_t row_tiles = (p.columns + TILE_ROWS - 1) / TILE_ROWS;
     const uint32_t chunks = (p.k_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
     const size_t row_tile_bytes = size_t(p.k_tiles) * L::TILE + chunks * L::SUPER;
+
+    // Splits begin at whole chunks.
+    auto first_k = [&](uint32_t split) { return min(chunks * split / p.splits * CHUNK_TILES, p.k_tiles); };
 
     if (warp >= CONSUMERS / WARP) {
         sm90::registers_give<40>();
         if (warp > CONSUMERS / WARP) return;
         uint32_t stage = 0, parity = 1;
-        bool first = true;
+        bool waits = true;
         for (uint32_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-            const uint32_t token = block % token_blocks * BN, row_tile = block / token_blocks * (out_rows / TILE_ROWS);
+            const uint32_t token = block % token_blocks * BN, row_tile = block % products / token_blocks * (out_rows / TILE_ROWS);
+            const uint32_t first = first_k(block / products), last = first_k(block / products + 1);
             // Lanes 0..8 copy a row tile each; beyond the last row they repeat it.
             const uint32_t mine = min(row_tile + (gated ? lane % 4 : lane % 8), row_tiles - 1) + (gated && lane % 8 >= 4 ? row_tiles : 0);
-            const uint8_t* src = p.data + mine * row_tile_bytes;
-            for (uint32_t k = 0; k < p.k_tiles; k++) {
+            const uint8_t* src = p.data + mine * row_tile_bytes + first / CHUNK_TILES * L::CHUNK;
+            for (uint32_t k = first; k < last; k++) {
                 barrier_wait(empty + stage * 8, parity);
                 const uint32_t at = base + stage * S::BYTES, skip = k % CHUNK_TILES == 0 ? 0 : L::SUPER, bytes = L::SUPER - skip + L::TILE;
                 if (lane == 0) barrier_expect(full + stage * 8, S::X + 8 * bytes);
@@ -115,7 +121,7 @@ __device__ __forceinline__ void sm90_packed_linear(const Sm90PackedLinearParams&
                                      at + S::X + lane * S::TILE + skip), "l"(src), "r"(bytes), "r"(full + stage * 8) : "memory");
                 }
                 src += bytes;
-                if (first) pdl_wait(), first = false;
+                if (waits) pdl_wait(), waits = false;
                 if (lane == 0) {
                     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(at),
                                  "l"(&p.x), "r"(k * TILE_COLS), "r"(token), "r"(full + stage * 8) : "memory");
@@ -155,25 +161,35 @@ __device__ __forceinline__ void sm90_packed_linear(const Sm90PackedLinearParams&
             for (int s = 0; s < 4; s++) wgmma(acc, from[s], b + s * 2);
             sm90::mma_commit();
         };
-        unpack(a[0], 0);
+        const uint32_t split = block / products, first = first_k(split), last = first_k(split + 1);
+        unpack(a[0], first);
         uint32_t before = 0;
-        for (uint32_t k = 0; k < p.k_tiles; k += 2) {
+        for (uint32_t k = first; k < last; k += 2) {
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                if (k + odd >= p.k_tiles) break;
+                if (k + odd >= last) break;
                 multiply(a[odd]);
                 sm90::mma_wait<1>();
-                if (k + odd > 0) release(before);
+                if (k + odd > first) release(before);
                 before = stage;
                 if (++stage == STAGES) stage = 0, parity ^= 1;
-                if (k + odd + 1 < p.k_tiles) unpack(a[odd ^ 1], k + odd + 1);
+                if (k + odd + 1 < last) unpack(a[odd ^ 1], k + odd + 1);
             }
         }
         sm90::mma_wait<0>();
         release(before);
 
-        const uint32_t token = block % token_blocks * BN, row0 = block / token_blocks * out_rows;
+        const uint32_t token = block % token_blocks * BN, row0 = block % products / token_blocks * out_rows;
         const uint32_t row = row0 + (gated ? warp % 4 : warp) * TILE_ROWS + g;
+        if (p.partials) {
+            const uint32_t rows = gated ? 2 * p.columns : p.columns, up = gated && group == 1 ? p.columns : 0;
+#pragma unroll
+            for (int j = 0; j < BN / 2; j++) {
+                const uint32_t at = token + j / 4 * 8 + lane % 4 * 2 + j % 2, r = row + j / 2 % 2 * 8;
+                if (at < p.tokens && r < p.columns) p.partials[(size_t(split) * p.tokens + at) * rows + up + r] = acc[j];
+            }
+            continue;
+        }
         float bias[2] = {};
         if (p.bias) {
 #pragma unroll

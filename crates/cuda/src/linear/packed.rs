@@ -3,8 +3,7 @@
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
 //! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes | the same |
-//! | 17 … 32, too few rows for half of the multiprocessors | the same, 16 tokens at a time | the same |
-//! | more | `sm90_packed_linear_*.cu` | `packed_linear_*.cu`, 16 tokens at a time |
+//! | more | `sm90_packed_linear_*.cu`, and `packed_combine.cu` where the columns are split | `packed_linear_*.cu`, 16 tokens at a time |
 
 use ferrum_kernels::{
     DType, Result, Tensor, WeightPart,
@@ -87,6 +86,22 @@ struct Sm90PackedLinearParams {
     tokens: u32,
     columns: u32,
     k_tiles: u32,
+    out_stride: u32,
+    epilogue: u32,
+    out_f32: u32,
+    splits: u32,
+    partials: DevicePtr,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PackedCombineParams {
+    partials: DevicePtr,
+    bias: DevicePtr,
+    out: DevicePtr,
+    tokens: u32,
+    columns: u32,
+    splits: u32,
     out_stride: u32,
     epilogue: u32,
     out_f32: u32,
@@ -187,9 +202,7 @@ impl Packed {
             return Err(unsupported("linear", "rows of x that do not start at multiples of 16 bytes"));
         }
         let tokens = op.x.shape()[0];
-        let blocks = packed_tiles::sm90_blocks(tokens, op.out.shape()[1], self.rows > op.out.shape()[1]);
-        let slices = tokens <= 2 * SLICE_TOKENS && 2 * blocks < cx.device().attributes().sms as usize;
-        if tokens > SLICE_TOKENS && !slices && cx.has("sm90_packed_linear_k") {
+        if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
             return self.many(cx, op);
         }
         let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1]).is_some() { SLICE_TOKENS } else { 8 };
@@ -254,6 +267,10 @@ impl Packed {
             box_shape: [64, block as u32],
             swizzle: Swizzle::B128,
         };
+        let products = packed_tiles::sm90_blocks(tokens, columns, self.rows > columns);
+        let sms = cx.device().attributes().sms as usize;
+        let splits = packed_tiles::splits(products, self.cols, sms);
+        let partials = if splits > 1 { cx.workspace(4 * splits * tokens * self.rows)? } else { 0 };
         let params = Sm90PackedLinearParams {
             x: x.encode()?,
             data: self.tiles.ptr(),
@@ -265,16 +282,35 @@ impl Packed {
             out_stride: stride(op.out, 0) as u32,
             epilogue: epilogue(op),
             out_f32: u32::from(op.out.dtype() == DType::F32),
+            splits: splits as u32,
+            partials,
         };
         let (file, kernel) = match block {
             64 => by_format!(self.dtype, "sm90_packed_linear", "_t64"),
             128 => by_format!(self.dtype, "sm90_packed_linear", "_t128"),
             _ => by_format!(self.dtype, "sm90_packed_linear", "_t256"),
         };
-        let blocks = packed_tiles::sm90_blocks(tokens, columns, self.rows > columns).min(cx.device().attributes().sms as usize);
-        let grid = Grid { shared_bytes: self.format.sm90_shared_bytes(block) as u32, ..Grid::new(blocks, 384) };
-        // SAFETY: the operation's contract holds, and the weight was repacked whole.
-        unsafe { cx.launch(file, kernel, grid, &params) }
+        let shared_bytes = self.format.sm90_shared_bytes(block) as u32;
+        let grid = Grid { shared_bytes, ..Grid::new((products * splits).min(sms), 384) };
+        // SAFETY: the operation's contract holds, and the weight was repacked whole; the parts lie in the scratch memory.
+        unsafe { cx.launch(file, kernel, grid, &params)? };
+        if splits == 1 {
+            return Ok(());
+        }
+        let params = PackedCombineParams {
+            partials,
+            bias: params.bias,
+            out: params.out,
+            tokens: params.tokens,
+            columns: params.columns,
+            splits: params.splits,
+            out_stride: params.out_stride,
+            epilogue: params.epilogue,
+            out_f32: params.out_f32,
+        };
+        let blocks = [columns.div_ceil(256) as u32, tokens as u32, 1];
+        // SAFETY: as above; the kernel in front wrote all parts.
+        unsafe { cx.launch("packed_combine", "packed_combine", Grid { blocks, ..Grid::new(1, 256) }, &params) }
     }
 
     /// Rows of the table.

@@ -96,6 +96,12 @@ pub(super) fn kernel_tokens(tokens: usize) -> usize {
     }
 }
 
+/// Parts that the columns are dealt to, for products that are too few blocks of `sm90_packed_linear.cuh` to fill the machine.
+pub(super) fn splits(products: usize, cols: usize, sms: usize) -> usize {
+    // A part is a chunk of columns at least, and eight take longer to add up than they save.
+    (sms / products.max(1)).min(k_tiles(cols).div_ceil(CHUNK_TILES)).clamp(1, 8)
+}
+
 /// What `packed_linear.cuh` computes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
@@ -211,6 +217,16 @@ mod tests {
         // 4096, 6144 and 28672 rows in blocks of 128, on an H100.
         assert_eq!([splits(32, 4096, 132), splits(48, 4096, 132), splits(224, 4096, 132)], [4, 2, 1]);
         assert_eq!(splits(1, 512, 132), 2);
+    }
+
+    #[test]
+    fn few_products_are_split_by_columns() {
+        // 64 tokens: 4096 and 6144 rows of 4096 columns, 4096 of 14336, then a gated pair of 14336
+        let splits = |columns, cols, gated| splits(sm90_blocks(64, columns, gated), cols, H100.sms);
+        assert_eq!([splits(4096, 4096, false), splits(6144, 4096, false), splits(4096, 14336, false)], [4, 2, 4]);
+        assert_eq!(splits(14336, 4096, true), 1);
+        // No part without a chunk of columns
+        assert_eq!([splits(128, 32, false), splits(128, 512, false), splits(128, 8192, false)], [1, 2, 8]);
     }
 
     #[test]
