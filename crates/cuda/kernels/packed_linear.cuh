@@ -10,11 +10,12 @@
 // H100, us at 1 token, 8B shapes (6144×4096, 4096×4096, gate and up, 4096×14336, 128256×4096; then the first four one behind the
 // other, as in a layer), 2026-11-25: Q4_K on bytes 8.0, 6.0, 26.1, 14.7, 105; 54 (as bf16 13.1, 8.5, 39, 22, 146; 83). Q6_K on bytes 10.1,
 // 7.5, 36, 19.4, 149; 72 (as bf16 12.5, 7.3, 42, 19.6, 156; 81). Q8_0 on bytes 10.7, 6.9, 44, 21.9, 185; 83 (as bf16 12.6, 7.5, 49, 23.1, 191; 93).
-// A row of kernels hides their beginnings and ends only where one block to a multiprocessor leaves room for the next kernel's:
-// two blocks are quicker alone (gate and up in Q4_K as bf16: 34) and slower in a layer (88 against 83), except for the
-// last product of a step. Lost, us of the Q4_K layer on bytes: telling the next kernel to start only when the last copies are queued
-// 63; the same and 6 chunks a warp ahead into L2 65; a third of shared memory 55; all of it 59; no early start of the next kernel
-// 64. Four tokens on bytes: 91, bound by bringing x into order. Row tiles unrolled, their sums in registers: 20 KB of code, 17 %
+// Two blocks to a multiprocessor are quicker where row tiles are many (gate and up in Q4_K 24.8, as bf16 34). In a row of these
+// kernels alone one block is, which leaves room for the next kernel's (Q4_K 54 against 55, as bf16 83 against 88), but not in a
+// whole step: at 4 tokens 3.62 ms with two blocks for gate, up and head, 4.16 with two for the head only.
+// Lost, us of the Q4_K layer on bytes: telling the next kernel to start only when the last copies are queued 63; the same and 6
+// chunks a warp ahead into L2 65; a third of shared memory 55; all of it 59; no early start of the next kernel 64; 16 warps 69.
+// Four tokens on bytes: 91, bound by bringing x into order. Row tiles unrolled, their sums in registers: 20 KB of code, 17 %
 // slower. 32 tokens in registers: 470 GB/s.
 #pragma once
 

@@ -11,8 +11,8 @@ const WARPS: usize = 8;
 pub(super) const THREADS: u32 = 32 * WARPS as u32;
 /// Half of an H100's, less what the system takes of each block
 const HALF_SHARED_BYTES: usize = 112 << 10;
-/// Gated row tiles count once; of an 8B only its head has so many
-const TWO_BLOCKS_TILES: usize = 20;
+/// Gated row tiles count once
+const TWO_BLOCKS_TILES: usize = 6;
 /// Most tokens of `packed_linear.cuh`
 pub(super) const SLICE_TOKENS: usize = 16;
 
@@ -136,9 +136,9 @@ pub(super) struct Plan {
 /// in as few passes as their partial sums have room for, rings as deep as the rest allows. `None` where shared memory has no
 /// room for so many tokens: 8 always fit.
 ///
-/// Of large shared memory a block of up to 8 tokens takes half, so that the next kernel's blocks move in early and fetch their
-/// first weights, or two run at once where row tiles are so many that beginnings and ends do not count. It takes the same amount for every weight: a multiprocessor that has to divide its
-/// memory anew runs empty first.
+/// Of large shared memory a block of up to 8 tokens takes half, so that two run at once where row tiles are many, and else the
+/// next kernel's blocks move in early and fetch their first weights. It takes the same amount for every weight: a
+/// multiprocessor that has to divide its memory anew runs empty first.
 pub(super) fn plan(format: Format, shape: &Shape, machine: &Machine) -> Option<Plan> {
     let large = machine.block_shared_bytes > 200 << 10;
     let half = large && shape.tokens <= 8;
@@ -237,7 +237,7 @@ mod tests {
             (plan.blocks, plan.group_warps, plan.pass_tiles)
         };
         assert_eq!(plan(6144, 4096, false), (132, 8, 3));
-        assert_eq!(plan(14336, 4096, true), (132, 8, 14));
+        assert_eq!(plan(14336, 4096, true), (264, 8, 8));
         assert_eq!(plan(128256, 4096, false), (264, 8, 16));
         assert_eq!(plan(4096, 14336, false), (132, 8, 2));
         assert_eq!(plan(1024, 1024, false), (64, 8, 1));
