@@ -3,6 +3,9 @@
 // A block owns a slice of one row of logits, a warp 32 of them at a time: one word of the mask. Biases are few: the block goes through all
 // of the row's and adds those of its slice before anybody masks. Rows that ask for nothing cost their 16 bytes. Bound by
 // memory: it reads masks, 1/32 of the logits, and writes the logits it bans.
+//
+// H100, 2026-11-25, `testkit perf logits_mask`, masks of random bits, which no grammar makes: 256 rows of 151,936 tokens 75 µs,
+// 5 of 5,000 5.0 µs, 3 of 40,003 7.3 µs. Four logits a thread, 16-byte stores and slices of 4,096: 99, 3.1 and 3.4 µs.
 #include "common.cuh"
 
 struct LogitsMaskRow {  // of ops/logits_mask.rs
