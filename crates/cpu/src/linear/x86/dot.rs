@@ -18,7 +18,7 @@ use super::{
     },
     formats::Format,
     lanes::Lanes,
-    tile::{Place, batch, begin, end, one_step},
+    tile::{Place, TILE_BLOCKS, batch, begin, end, one_step},
 };
 
 /// How far ahead of its use a panel is fetched, into the second-level cache. Two threads of an Intel Xeon, one token, GB/s of
@@ -56,83 +56,53 @@ unsafe fn some<L: Lanes, F: Format, const T: usize>(job: &Job, panel: *const u8,
     for t in 0..T {
         tokens[t] = acts.from(token + t);
     }
-    let sums = dots::<L, F, T>(panel, tokens);
+    let mut sums = [L::zero_f(); T];
     for t in 0..T {
-        end::<L>(job, at, token + t, 0, L::add(sums[t], begin::<L>(job, at, token + t, 0)));
+        sums[t] = begin::<L>(job, at, token + t, 0);
+    }
+    dots::<L, F, T>(panel, tokens, &mut sums);
+    for t in 0..T {
+        end::<L>(job, at, token + t, 0, sums[t]);
     }
     T
 }
 
+/// Adds the products of a panel to `sums`, in the order of [`super::tile`]: per tile its blocks, then its outliers.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: [ActivationRows; T]) -> [L::F; T] {
-    let mut sums = Sums { of_codes: [L::zero_f(); T], of_mins: [L::zero_f(); T] };
-    for block in 0..acts[0].blocks / F::GROUPS {
-        let packed = Packed::<L>::new::<F>(panel, block);
-        if F::GROUPS == 1 {
-            let (d, m) =
-                (packed.half(0), if has_mins::<F, L>() && F::CENTRE.is_none() && !F::SIGNED { packed.half(1) } else { packed.half(0) });
-            packed.prefetch::<F>(0);
-            let mut a = [std::ptr::null(); T];
-            for t in 0..T {
-                a[t] = acts[t].codes.add(32 * block).cast_const();
-            }
-            let dots = products::<L, F, T>(packed.words, 0, 0, a);
-            for t in 0..T {
-                let dot = L::mul(L::to_f(dots[t]), L::broadcast_f(acts[t].scales.add(block)));
-                sums.of_codes[t] = L::fma(dot, d, sums.of_codes[t]);
-                if has_mins::<F, L>() {
-                    sums.of_mins[t] = L::fma(m, L::broadcast_f(acts[t].sums.add(block)), sums.of_mins[t]);
-                }
-            }
-        } else {
-            let mut inner = Sums { of_codes: [L::zero_f(); T], of_mins: [L::zero_f(); T] };
+unsafe fn dots<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: [ActivationRows; T], sums: &mut [L::F; T]) {
+    for first in (0..acts[0].blocks).step_by(TILE_BLOCKS) {
+        let end = (first + TILE_BLOCKS).min(acts[0].blocks);
+        for block in first / F::GROUPS..end / F::GROUPS {
+            let packed = Packed::<L>::new::<F>(panel, block);
+            let (d, m) = packed.factors::<F>();
             // Each group on its own, so that every shift has a constant count.
-            group::<L, F, T>(&packed, &acts, block, 0, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 1, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 2, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 3, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 4, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 5, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 6, &mut inner);
-            group::<L, F, T>(&packed, &acts, block, 7, &mut inner);
-            let d = packed.half(0);
-            let m = if F::CENTRE.is_none() && !F::SIGNED { packed.half(1) } else { d };
-            for t in 0..T {
-                sums.of_codes[t] = L::fma(inner.of_codes[t], d, sums.of_codes[t]);
-                if has_mins::<F, L>() {
-                    sums.of_mins[t] = L::fma(inner.of_mins[t], m, sums.of_mins[t]);
-                }
+            group::<L, F, T>(&packed, (d, m), &acts, block, 0, sums);
+            if F::GROUPS == 8 {
+                group::<L, F, T>(&packed, (d, m), &acts, block, 1, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 2, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 3, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 4, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 5, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 6, sums);
+                group::<L, F, T>(&packed, (d, m), &acts, block, 7, sums);
             }
         }
+        outliers::<L, F, T>(panel, &acts, first..end, sums);
     }
-    outliers::<L, F, T>(panel, &acts, &mut sums);
-    let mut out = sums.of_codes;
-    if has_mins::<F, L>() {
-        for t in 0..T {
-            out[t] = L::fma(sums.of_mins[t], L::broadcast_f(&min_factor::<F>()), out[t]);
-        }
-    }
-    out
 }
 
-struct Sums<L: Lanes, const T: usize> {
-    /// `Σ scale · d · (code · q)`
-    of_codes: [L::F; T],
-    /// What [`min_factor`] is still to be multiplied with
-    of_mins: [L::F; T],
-}
-
-/// One group of 32 columns of a block with eight.
+/// One group of 32 columns of a block.
 #[inline(always)]
 unsafe fn group<L: Lanes, F: Format, const T: usize>(
     packed: &Packed<L>,
+    factors: (L::F, L::F),
     acts: &[ActivationRows; T],
     block: usize,
     group: usize,
-    sums: &mut Sums<L, T>,
+    sums: &mut [L::F; T],
 ) {
     packed.prefetch::<F>(group);
-    let at = 8 * block + group;
+    let at = F::GROUPS * block + group;
     let halves = if F::HALVES { 2 } else { 1 };
     for h in 0..halves {
         let mut a = [std::ptr::null(); T];
@@ -140,15 +110,13 @@ unsafe fn group<L: Lanes, F: Format, const T: usize>(
             a[t] = acts[t].codes.add(32 * at).cast_const();
         }
         let dots = products::<L, F, T>(packed.words, group, 8 / halves * h, a);
-        let sub = halves * group + h;
-        let scale = F::scale::<L>(packed.bytes, sub);
-        let min = if F::CENTRE.is_none() && !F::SIGNED { F::min::<L>(packed.bytes, sub) } else { scale };
+        let (scale, min) = packed.scaled::<F>(factors, halves * group + h);
         for t in 0..T {
             let dot = L::mul(L::to_f(dots[t]), L::broadcast_f(acts[t].scales.add(at)));
-            sums.of_codes[t] = L::fma(dot, scale, sums.of_codes[t]);
+            sums[t] = L::fma(dot, scale, sums[t]);
             if has_mins::<F, L>() {
                 let sum = if F::HALVES { acts[t].half_sums.add(2 * at + h) } else { acts[t].sums.add(at) };
-                sums.of_mins[t] = L::fma(min, L::broadcast_f(sum), sums.of_mins[t]);
+                sums[t] = L::fma(min, L::broadcast_f(sum), sums[t]);
             }
         }
     }
@@ -188,31 +156,34 @@ unsafe fn products<L: Lanes, F: Format, const T: usize>(words: *const u8, group:
     dots
 }
 
-/// Adds the elements of each token that its codes leave out.
+/// Adds the elements of each token in the columns of `blocks` that its codes leave out.
 #[inline(always)]
-unsafe fn outliers<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: &[ActivationRows; T], sums: &mut Sums<L, T>) {
+unsafe fn outliers<L: Lanes, F: Format, const T: usize>(
+    panel: *const u8,
+    acts: &[ActivationRows; T],
+    blocks: Range<usize>,
+    sums: &mut [L::F; T],
+) {
     for t in 0..T {
         for (column, x) in (*acts[t].outliers).iter() {
-            let (group, step) = (column / 32 % F::GROUPS, column % 32 / 4);
-            let packed = Packed::<L>::new::<F>(panel, column / 32 / F::GROUPS);
+            let block = column / 32;
+            if block < blocks.start || block >= blocks.end {
+                continue;
+            }
+            let (group, step) = (block % F::GROUPS, column % 32 / 4);
+            let packed = Packed::<L>::new::<F>(panel, block / F::GROUPS);
             let codes = unsigned::<L, F>(F::codes::<L>(packed.words, group, step));
             let dot = if F::SIGNED && !L::WIDE {
                 one_step::<L, 0>(codes, L::broadcast(one_hot(column % 4)))
             } else {
                 one_step::<L, 1>(codes, L::broadcast(one_hot(column % 4)))
             };
-            let has_own = F::CENTRE.is_none() && !F::SIGNED;
-            let (mut scale, mut min) = (packed.half(0), if has_own { packed.half(1) } else { packed.half(0) });
-            if F::GROUPS == 8 {
-                let sub = if F::HALVES { 2 * group + step / 4 } else { group };
-                let by = F::scale::<L>(packed.bytes, sub);
-                scale = L::mul(scale, by);
-                min = if has_own { L::mul(min, F::min::<L>(packed.bytes, sub)) } else { scale };
-            }
+            let sub = if F::HALVES { 2 * group + step / 4 } else { group };
+            let (scale, min) = packed.scaled::<F>(packed.factors::<F>(), sub);
             let x = L::broadcast_f(&x);
-            sums.of_codes[t] = L::fma(L::mul(L::to_f(dot), x), scale, sums.of_codes[t]);
+            sums[t] = L::fma(L::mul(L::to_f(dot), x), scale, sums[t]);
             if has_mins::<F, L>() {
-                sums.of_mins[t] = L::fma(min, x, sums.of_mins[t]);
+                sums[t] = L::fma(min, x, sums[t]);
             }
         }
     }
@@ -230,7 +201,7 @@ pub(super) const fn has_mins<F: Format, L: Lanes>() -> bool {
 }
 
 /// What the minimum of a block or sub-block is to be multiplied with, or, in types without one, its scale.
-pub(super) const fn min_factor<F: Format>() -> f32 {
+const fn min_factor<F: Format>() -> f32 {
     match F::CENTRE {
         Some(centre) => -centre,
         None if F::SIGNED => -128.0,
@@ -261,6 +232,23 @@ impl<L: Lanes> Packed<L> {
     #[inline(always)]
     pub unsafe fn half(&self, n: usize) -> L::F {
         L::load_f16(self.start.add(2 * n * L::N))
+    }
+
+    /// What the scales and the minimums of sub-blocks are to be multiplied with.
+    #[inline(always)]
+    pub unsafe fn factors<F: Format>(&self) -> (L::F, L::F) {
+        let (d, factor) = (self.half(0), L::broadcast_f(&min_factor::<F>()));
+        (d, L::mul(if F::OWN_MINS { self.half(1) } else { d }, factor))
+    }
+
+    /// Scale and minimum of a sub-block: of a block, in types without sub-blocks.
+    #[inline(always)]
+    pub unsafe fn scaled<F: Format>(&self, (d, m): (L::F, L::F), sub: usize) -> (L::F, L::F) {
+        if F::GROUPS == 1 {
+            return (d, m);
+        }
+        let by = F::scale::<L>(self.bytes, sub);
+        (L::mul(d, by), L::mul(m, if F::OWN_MINS { F::min::<L>(self.bytes, sub) } else { by }))
     }
 
     /// Fetches what `group` takes in a block further on.

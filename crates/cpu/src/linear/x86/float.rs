@@ -98,37 +98,56 @@ unsafe fn some<W: Floats, const T: usize>(job: &Job, token: usize, first: usize,
     for t in 0..T {
         x[t] = job.x.at([token + t, 0]);
     }
-    let whole = job.cols & !7;
-    let mut acc = [[_mm256_setzero_ps(); 4]; T];
-    for k in (0..whole).step_by(8) {
-        for r in 0..4 {
-            let at = rows[r].add(k * W::BYTES);
-            // The same place of the row that this lane takes next.
-            _mm_prefetch(at.wrapping_add(4 * job.part.row_bytes).cast(), _MM_HINT_T0);
-            let w = W::eight(at);
-            for t in 0..T {
-                acc[t][r] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[t].add(k)), acc[t][r]);
+    let mut totals = [[0.0f32; 4]; T];
+    for t in 0..T {
+        for r in 0..4.min(end - first) {
+            totals[t][r] = job.addend(token + t, first + r);
+        }
+    }
+    for from in (0..job.cols).step_by(TILE_COLS) {
+        let to = (from + TILE_COLS).min(job.cols);
+        let whole = from + (to - from) / 8 * 8;
+        let mut acc = [[_mm256_setzero_ps(); 4]; T];
+        for k in (from..whole).step_by(8) {
+            for r in 0..4 {
+                let at = rows[r].add(k * W::BYTES);
+                // The same place of the row that this lane takes next.
+                _mm_prefetch(at.wrapping_add(4 * job.part.row_bytes).cast(), _MM_HINT_T0);
+                let w = W::eight(at);
+                for t in 0..T {
+                    acc[t][r] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[t].add(k)), acc[t][r]);
+                }
             }
+        }
+        if whole < to {
+            for t in 0..T {
+                for r in 0..4 {
+                    let (mut w, mut v) = ([0.0f32; 8], [0.0f32; 8]);
+                    for k in whole..to {
+                        (w[k - whole], v[k - whole]) = (W::one(rows[r].add(k * W::BYTES)), *x[t].add(k));
+                    }
+                    acc[t][r] = _mm256_fmadd_ps(_mm256_loadu_ps(w.as_ptr()), _mm256_loadu_ps(v.as_ptr()), acc[t][r]);
+                }
+            }
+        }
+        for t in 0..T {
+            let total = totals[t].as_mut_ptr();
+            _mm_storeu_ps(total, _mm_add_ps(_mm_loadu_ps(total), sums(acc[t])));
         }
     }
     for t in 0..T {
         for r in 0..4.min(end - first) {
-            let mut sum = sum(acc[t][r]);
-            for k in whole..job.cols {
-                sum += W::one(rows[r].add(k * W::BYTES)) * *x[t].add(k);
-            }
-            *job.out.at([token + t, job.part.first_row + first + r]) = sum + job.addend(token + t, first + r);
+            *job.out.at([token + t, job.part.first_row + first + r]) = totals[t][r];
         }
     }
     T
 }
 
-/// The sum of eight lanes.
+/// The sums of eight lanes each, as `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`.
 #[inline(always)]
-unsafe fn sum(v: __m256) -> f32 {
-    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+unsafe fn sums([a, b, c, d]: [__m256; 4]) -> __m128 {
+    let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1))
 }
 
 /// The work on a float tile, compiled for one level each; as [`super::tile::TileKernels`].
@@ -263,15 +282,39 @@ pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: &Tile) {
 unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &Tile, token: usize) -> usize {
     let place = Place { first: at.first_row, count: at.rows, block: at.first, blocks: 0 };
     let mut x = [std::ptr::null::<f32>(); T];
-    let mut acc = [[L::zero_f(); VECS]; T];
     for t in 0..T {
         x[t] = job.x.at([token + t, at.first]);
+    }
+    // Sums as the dot products of few tokens form them: each eighth column in a lane, then the lanes pairwise. A sum is added
+    // to its neighbour as soon as both are complete, so that one of each size is waiting at most.
+    let mut waiting = [[[L::zero_f(); VECS]; T]; 4];
+    for lane in 0..8 {
+        let mut acc = eighth::<L, T>(at.count, tile, x, lane);
+        let mut size = 0;
+        while lane >> size & 1 == 1 {
+            for t in 0..T {
+                for v in 0..VECS {
+                    acc[t][v] = L::add(waiting[size][t][v], acc[t][v]);
+                }
+            }
+            size += 1;
+        }
+        waiting[size] = acc;
+    }
+    for t in 0..T {
         for v in 0..VECS {
-            acc[t][v] = begin::<L>(job, place, token + t, v);
+            end::<L>(job, place, token + t, v, L::add(begin::<L>(job, place, token + t, v), waiting[3][t][v]));
         }
     }
+    T
+}
+
+/// The sums over columns `lane`, `lane + 8` and so on of a tile.
+#[inline(always)]
+unsafe fn eighth<L: Lanes, const T: usize>(cols: usize, tile: &Tile, x: [*const f32; T], lane: usize) -> [[L::F; VECS]; T] {
+    let mut acc = [[L::zero_f(); VECS]; T];
     let weights = tile.floats_ref();
-    for k in 0..at.count {
+    for k in (lane..cols).step_by(8) {
         let mut w = [L::zero_f(); VECS];
         for v in 0..VECS {
             w[v] = L::load_f(weights.add((v * TILE_COLS + k) * L::N));
@@ -283,10 +326,5 @@ unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &
             }
         }
     }
-    for t in 0..T {
-        for v in 0..VECS {
-            end::<L>(job, place, token + t, v, acc[t][v]);
-        }
-    }
-    T
+    acc
 }

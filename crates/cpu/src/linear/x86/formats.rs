@@ -23,6 +23,8 @@ pub(super) trait Format {
     const SIGNED: bool = false;
     /// `c`, for types without minimums of their own
     const CENTRE: Option<f32> = None;
+    /// Blocks have minimums
+    const OWN_MINS: bool = Self::CENTRE.is_none() && !Self::SIGNED;
     /// The largest code; with `SIGNED`, the largest magnitude
     const MAX_CODE: i32;
 

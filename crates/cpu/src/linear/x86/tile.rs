@@ -18,7 +18,7 @@ use super::{
         activations::{ActivationRows, one_hot},
         panels::Panels,
     },
-    dot::{Packed, has_mins, min_factor, unsigned},
+    dot::{Packed, has_mins, unsigned},
     formats::Format,
     lanes::Lanes,
 };
@@ -120,21 +120,14 @@ pub(super) struct Place {
 pub(super) unsafe fn unpack<L: Lanes, F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
     let halves = if F::HALVES { 2 } else { 1 };
     let (codes, scales, mins) = (tile.codes.as_mut_ptr(), tile.scales.as_mut_ptr(), tile.mins.as_mut_ptr());
-    let (own_mins, factor) = (F::CENTRE.is_none() && !F::SIGNED, L::broadcast_f(&min_factor::<F>()));
     for vec in 0..VECS {
         let row = if vec * L::N < at.count { at.first + vec * L::N } else { at.first };
         for block in 0..at.blocks / F::GROUPS {
             let packed = Packed::<L>::new::<F>(panels.panel(row / L::N), at.block / F::GROUPS + block);
             let to = vec * TILE_BLOCKS + block * F::GROUPS;
-            let (d, m) = (packed.half(0), if own_mins { packed.half(1) } else { packed.half(0) });
-            let m = L::mul(m, factor);
+            let factors = packed.factors::<F>();
             for sub in 0..F::GROUPS * halves {
-                let (mut scale, mut min) = (d, m);
-                if F::GROUPS == 8 {
-                    let by = F::scale::<L>(packed.bytes, sub);
-                    scale = L::mul(d, by);
-                    min = L::mul(m, if own_mins { F::min::<L>(packed.bytes, sub) } else { by });
-                }
+                let (scale, min) = packed.scaled::<F>(factors, sub);
                 L::store_f(scales.add((to * halves + sub) * L::N), scale);
                 if has_mins::<F, L>() {
                     L::store_f(mins.add((to * halves + sub) * L::N), min);
@@ -335,21 +328,22 @@ unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usiz
 /// What the sums of vector `v` start from: what the product is added to, or what the tile before has left.
 #[inline(always)]
 pub(super) unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
-    let start = if at.block == 0 { biases::<L>(job, at, v) } else { L::zero_f() };
     if at.block == 0 && !job.add {
-        return start;
+        return biases::<L>(job, at, v);
     }
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
     let column = job.part.first_row + at.first + row;
-    if rows == L::N {
-        return L::add(start, L::load_f(job.out.at([token, column])));
-    }
-    let mut values = [0.0f32; 16];
-    for (r, value) in values.iter_mut().enumerate().take(rows) {
-        *value = *job.out.at([token, column + r]);
-    }
-    L::add(start, L::load_f(values.as_ptr()))
+    let sums = if rows == L::N {
+        L::load_f(job.out.at([token, column]))
+    } else {
+        let mut values = [0.0f32; 16];
+        for (r, value) in values.iter_mut().enumerate().take(rows) {
+            *value = *job.out.at([token, column + r]);
+        }
+        L::load_f(values.as_ptr())
+    };
+    if at.block == 0 { L::add(biases::<L>(job, at, v), sums) } else { sums }
 }
 
 /// The bias of the rows of vector `v`.

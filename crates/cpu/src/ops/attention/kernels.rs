@@ -12,6 +12,9 @@ use crate::{
 };
 
 /// `c[m, n] (+)= a[m, k] · b[k, n]`; strides in elements, `n` a multiple of 16 for the rows of `b` and `c`.
+///
+/// With `accumulate`, each sum goes from `c` on over `k`. Without, it is formed as [`Dots`] forms its: one sum per lane of a
+/// vector along `k`, then the lanes in the order of [`Vector::sum4`].
 #[derive(Clone, Copy)]
 pub(super) struct Gemm<T> {
     pub m: usize,
@@ -146,7 +149,7 @@ unsafe fn panel<V: Vector, T: Cached, const COLS: usize>(g: &Gemm<T>, col: usize
 unsafe fn tile<V: Vector, T: Cached, const ROWS: usize, const COLS: usize>(g: &Gemm<T>, row: usize, col: usize) {
     // SAFETY: as `gemm`.
     unsafe {
-        let (a, b, c) = (g.a.add(row * g.lda), g.b.add(col), g.c.add(row * g.ldc + col));
+        let c = g.c.add(row * g.ldc + col);
         let mut acc = [[V::splat(0.0); COLS]; ROWS];
         if g.accumulate {
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -154,8 +157,45 @@ unsafe fn tile<V: Vector, T: Cached, const ROWS: usize, const COLS: usize>(g: &G
                     *acc = V::load(c.add(r * g.ldc + j * V::LANES));
                 }
             }
+            products::<V, T, ROWS, COLS>(g, (row, col), (0, 1), &mut acc);
+        } else {
+            // A sum is added to its neighbour as soon as both are complete, so that one of each size is waiting at most.
+            let mut waiting = [acc; 5];
+            for leaf in 0..V::LANES {
+                acc = [[V::splat(0.0); COLS]; ROWS];
+                products::<V, T, ROWS, COLS>(g, (row, col), (V::lane(leaf), V::LANES), &mut acc);
+                let mut size = 0;
+                while leaf >> size & 1 == 1 {
+                    for (acc, waiting) in acc.iter_mut().zip(&waiting[size]) {
+                        for (acc, &waiting) in acc.iter_mut().zip(waiting) {
+                            *acc = waiting.add(*acc);
+                        }
+                    }
+                    size += 1;
+                }
+                waiting[size] = acc;
+            }
         }
-        for k in 0..g.k {
+        for (r, acc) in acc.iter().enumerate() {
+            for (j, acc) in acc.iter().enumerate() {
+                acc.store(c.add(r * g.ldc + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// Adds the products of every `step`-th `k` from `first` on.
+#[inline(always)]
+unsafe fn products<V: Vector, T: Cached, const ROWS: usize, const COLS: usize>(
+    g: &Gemm<T>,
+    (row, col): (usize, usize),
+    (first, step): (usize, usize),
+    acc: &mut [[V; COLS]; ROWS],
+) {
+    // SAFETY: as `gemm`.
+    unsafe {
+        let (a, b) = (g.a.add(row * g.lda), g.b.add(col));
+        for k in (first..g.k).step_by(step) {
             let b = b.add(k * g.ldb);
             let mut bs = [V::splat(0.0); COLS];
             for (j, bs) in bs.iter_mut().enumerate() {
@@ -168,11 +208,6 @@ unsafe fn tile<V: Vector, T: Cached, const ROWS: usize, const COLS: usize>(g: &G
                 }
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            for (j, acc) in acc.iter().enumerate() {
-                acc.store(c.add(r * g.ldc + j * V::LANES));
-            }
-        }
     }
 }
 
@@ -181,8 +216,7 @@ unsafe fn tile<V: Vector, T: Cached, const ROWS: usize, const COLS: usize>(g: &G
 unsafe fn dots<V: Vector, T: Cached>(d: Dots<T>) {
     // SAFETY: promised by the caller; groups of rows and keys end at or before `rows` and `keys`.
     unsafe {
-        let mut key = 0;
-        while key + 4 <= d.keys {
+        for key in (0..d.keys).step_by(4) {
             let mut row = 0;
             while V::DOT_ROWS >= 4 && row + 4 <= d.rows {
                 four_keys::<V, T, 4>(&d, row, key);
@@ -200,27 +234,20 @@ unsafe fn dots<V: Vector, T: Cached>(d: Dots<T>) {
                 four_keys::<V, T, 1>(&d, row, key);
                 row += 1;
             }
-            key += 4;
-        }
-        while key < d.keys {
-            for row in 0..d.rows {
-                let (q, k) = (d.q.add(row * d.head_dim), d.k.add(key * d.head_dim));
-                let mut acc = V::splat(0.0);
-                for i in (0..d.head_dim).step_by(V::LANES) {
-                    acc = V::load(q.add(i)).mul_add(T::load(k.add(i)), acc);
-                }
-                *d.out.add(row * d.ld_out + key) = acc.sum();
-            }
-            key += 1;
         }
     }
 }
 
+/// Keys from `key` on; those that do not exist repeat the last.
 #[inline(always)]
 unsafe fn four_keys<V: Vector, T: Cached, const ROWS: usize>(d: &Dots<T>, row: usize, key: usize) {
     // SAFETY: as `dots`.
     unsafe {
-        let (q, k) = (d.q.add(row * d.head_dim), d.k.add(key * d.head_dim));
+        let q = d.q.add(row * d.head_dim);
+        let mut keys = [d.k; 4];
+        for (j, k) in keys.iter_mut().enumerate() {
+            *k = d.k.add((key + j).min(d.keys - 1) * d.head_dim);
+        }
         let mut acc = [[V::splat(0.0); 4]; ROWS];
         for i in (0..d.head_dim).step_by(V::LANES) {
             let mut qs = [V::splat(0.0); ROWS];
@@ -228,14 +255,23 @@ unsafe fn four_keys<V: Vector, T: Cached, const ROWS: usize>(d: &Dots<T>, row: u
                 *qs = V::load(q.add(r * d.head_dim + i));
             }
             for j in 0..4 {
-                let k: V = T::load(k.add(j * d.head_dim + i));
+                let k: V = T::load(keys[j].add(i));
                 for (acc, q) in acc.iter_mut().zip(qs) {
                     acc[j] = q.mul_add(k, acc[j]);
                 }
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            V::sum4(acc, d.out.add((row + r) * d.ld_out + key));
+            let out = d.out.add((row + r) * d.ld_out + key);
+            if key + 4 <= d.keys {
+                V::sum4(acc, out);
+                continue;
+            }
+            let mut sums = [0.0; 4];
+            V::sum4(acc, sums.as_mut_ptr());
+            for (j, sum) in sums.into_iter().enumerate().take(d.keys - key) {
+                *out.add(j) = sum;
+            }
         }
     }
 }

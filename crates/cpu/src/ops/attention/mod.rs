@@ -3,12 +3,13 @@
 //! Flash attention (Dao et al. 2022, arXiv:2205.14135) with an online softmax. The query heads that share a KV head are
 //! packed as rows beside the tokens, so keys and values are read once for all of them. Two ways through one loop:
 //!
-//! - up to eight packed rows (decode): 512 keys at a time, straight from the cache in its own dtype; bound by memory.
+//! - up to eight packed rows (decode): 64 keys at a time, straight from the cache in its own dtype; bound by memory.
 //! - more (prefill): 96 rows × 64 keys. Keys become F32 columns and values F32 rows, once per tile, then `q · kᵀ` and
 //!   `p · v` are the same register-blocked product; bound by FMA. Keys beyond the causal end or before the window of all
 //!   rows of a tile are skipped.
 //!
-//! Work is cut by `plan.rs`.
+//! Work is cut by `plan.rs`. Both ways give a row the same bits: scores are summed in the same order, and running maximums
+//! move at the same keys, the multiples of 64.
 //!
 //! Rates on one core of an AMD EPYC Zen 4, F16 cache, block of 32 (2026-11-23, CPU time on a busy machine; wall times of a
 //! quiet one: `cargo run --release -p ferrum-cpu --example perf -- "attention seqs=[("`):

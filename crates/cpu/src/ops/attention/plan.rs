@@ -2,8 +2,8 @@
 //!
 //! A unit is up to [`TILE_ROWS`] packed query rows (token-major, the query heads of one KV head side by side) of one
 //! sequence and KV head. When there are too few of those for the workers, each is split further by chunks of its keys,
-//! and the worker that finishes the last chunk merges them. The chunks and the order of merging depend on the context
-//! length alone and are the same without splitting, so the result does not depend on the batch or the thread count.
+//! and the worker that finishes the last chunk merges them. Chunks begin at multiples of [`CHUNK_TOKENS`] and are merged
+//! in order, without splitting too, so that a row's result does not depend on its batch, its neighbours or the threads.
 
 use std::sync::atomic::AtomicU32;
 
@@ -13,8 +13,8 @@ use super::Call;
 pub(super) const TILE_ROWS: usize = 96;
 /// The most memory for unmerged chunks; without it, a unit does all its chunks.
 const PARTIAL_FLOATS: usize = 4 << 20;
-/// The fewest keys of a chunk.
-const CHUNK_TOKENS: usize = 512;
+/// Keys per chunk.
+pub(super) const CHUNK_TOKENS: usize = 512;
 /// Units per worker below which they are split: so many that the last ones do not leave the others waiting for long.
 const UNITS_PER_WORKER: usize = 4;
 
@@ -74,7 +74,7 @@ impl Plan {
                 let rows = TILE_ROWS.min(packed - first);
                 for kv_head in 0..call.kv_heads {
                     let unit = Unit { seq, kv_head, first, rows, part: None };
-                    let chunks = chunks(call.keys(&unit), call.seq(seq).context);
+                    let chunks = chunks(call.keys(&unit));
                     if !split || chunks.len() < 2 {
                         self.units.push(unit);
                         continue;
@@ -102,30 +102,7 @@ pub(super) fn partial_floats(rows: usize, width: usize) -> usize {
     rows * width + 2 * rows.next_multiple_of(16)
 }
 
-/// The chunks of a context that contain the keys `start..end`.
-pub(super) fn chunks((start, end): (usize, usize), context: usize) -> std::ops::Range<usize> {
-    let tokens = chunk_tokens(context);
-    start / tokens..end.div_ceil(tokens)
-}
-
-/// Keys per chunk: at most 32 chunks in any context.
-pub(super) fn chunk_tokens(context: usize) -> usize {
-    context.div_ceil(32).next_power_of_two().max(CHUNK_TOKENS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_cover_the_keys_and_stay_few() {
-        for context in [1, 511, 512, 513, 20_000, 1 << 20, (1 << 20) + 1] {
-            assert!(chunks((0, context), context).len() <= 33);
-            for start in [0, context / 3, context - 1] {
-                let (chunks, tokens) = (chunks((start, context), context), chunk_tokens(context));
-                assert!(chunks.start * tokens <= start && start < (chunks.start + 1) * tokens);
-                assert!((chunks.end - 1) * tokens < context && context <= chunks.end * tokens);
-            }
-        }
-    }
+/// The chunks that contain the keys `start..end`.
+pub(super) fn chunks((start, end): (usize, usize)) -> std::ops::Range<usize> {
+    start / CHUNK_TOKENS..end.div_ceil(CHUNK_TOKENS)
 }

@@ -5,14 +5,12 @@ use std::sync::atomic::Ordering;
 use super::{
     Call,
     kernels::{self, Cached, Convert, Dots, Gemm, Softmax, State},
-    plan::{Split, TILE_ROWS, Unit, chunk_tokens, chunks, partial_floats},
+    plan::{CHUNK_TOKENS, Split, TILE_ROWS, Unit, chunks, partial_floats},
 };
 
 /// Up to so many packed rows read the cache directly.
 const DIRECT_ROWS: usize = 8;
-/// Keys per step of the direct way.
-const DIRECT_KEYS: usize = 512;
-/// Keys per step when keys and values are converted first.
+/// Keys per step of either way. Steps begin at its multiples.
 const TILE_KEYS: usize = 64;
 
 /// Memory for the results of chunks that are still to be merged.
@@ -37,7 +35,7 @@ pub(super) struct Scratch(Vec<f32>);
 struct Buffers {
     /// `[rows, head_dim]`, scaled
     q: *mut f32,
-    /// `[rows, TILE_KEYS]` or `[rows, DIRECT_KEYS]`
+    /// `[rows, TILE_KEYS]`
     scores: *mut f32,
     /// `[head_dim, TILE_KEYS]`
     keys: *mut f32,
@@ -50,9 +48,8 @@ struct Buffers {
 
 impl Scratch {
     fn buffers(&mut self, rows: usize, width: usize) -> Buffers {
-        let scores = (TILE_ROWS * TILE_KEYS).max(DIRECT_ROWS * DIRECT_KEYS);
         let state = partial_floats(TILE_ROWS, width);
-        let sizes = [TILE_ROWS * width, scores, width * TILE_KEYS, TILE_KEYS * width, state, state];
+        let sizes = [TILE_ROWS * width, TILE_ROWS * TILE_KEYS, width * TILE_KEYS, TILE_KEYS * width, state, state];
         let needed = sizes.iter().sum::<usize>() + 16;
         if self.0.len() < needed {
             self.0.resize(needed, 0.0);
@@ -89,10 +86,9 @@ unsafe fn state_at(at: *mut f32, rows: usize, width: usize) -> State {
 /// `unit`, `splits` and `partials` are of this call's plan, and no one else runs this unit.
 pub(super) unsafe fn run<T: Cached>(call: &Call<T>, unit: &Unit, splits: &[Split], partials: &Partials, scratch: &mut Scratch) {
     let b = scratch.buffers(unit.rows, call.width);
-    let context = call.seq(unit.seq).context;
-    let (keys, tokens) = (call.keys(unit), chunk_tokens(context));
-    let chunks = chunks(keys, context);
-    let clip = |chunk: usize| ((chunk * tokens).max(keys.0), ((chunk + 1) * tokens).min(keys.1));
+    let keys = call.keys(unit);
+    let chunks = chunks(keys);
+    let clip = |chunk: usize| ((chunk * CHUNK_TOKENS).max(keys.0), ((chunk + 1) * CHUNK_TOKENS).min(keys.1));
     // SAFETY: buffers hold a unit; chunks are clipped to the keys of the unit; parts of partials are as planned.
     unsafe {
         pack_queries(call, unit, b.q);
@@ -138,7 +134,6 @@ unsafe fn pack_queries<T: Cached>(call: &Call<T>, unit: &Unit, q: *mut f32) {
 /// The state of the softmax over the keys `start..end` alone.
 unsafe fn attend<T: Cached>(call: &Call<T>, unit: &Unit, (start, end): (usize, usize), b: &Buffers, state: State) {
     let direct = unit.rows <= DIRECT_ROWS && call.head_dim.is_multiple_of(16);
-    let step = if direct { DIRECT_KEYS } else { TILE_KEYS };
     // SAFETY: the state and the buffers hold the unit's rows; steps lie within the keys of the unit.
     unsafe {
         std::ptr::write_bytes(state.sum, 0, unit.rows * state.width);
@@ -146,37 +141,46 @@ unsafe fn attend<T: Cached>(call: &Call<T>, unit: &Unit, (start, end): (usize, u
         std::slice::from_raw_parts_mut(state.total, unit.rows).fill(0.0);
         let mut at = start;
         while at < end {
-            // Steps begin at multiples of their size, so that they do not depend on which rows share a tile.
-            let keys = ((at / step + 1) * step).min(end) - at;
+            let base = at / TILE_KEYS * TILE_KEYS;
+            let step = Step { base, from: at - base, to: (end - base).min(TILE_KEYS) };
             if direct {
-                direct_step(call, unit, at, keys, b, state)
+                direct_step(call, unit, step, b, state)
             } else {
-                tile_step(call, unit, at, keys, b, state)
+                tile_step(call, unit, step, b, state)
             }
-            at += keys;
+            at = base + TILE_KEYS;
         }
     }
 }
 
+/// The keys `base + from..base + to`; the scores of `base + n` stand in column `n`, whichever rows share the unit.
+#[derive(Clone, Copy)]
+struct Step {
+    /// A multiple of `TILE_KEYS`
+    base: usize,
+    from: usize,
+    to: usize,
+}
+
 /// Scores and sums read the cache as it is.
-unsafe fn direct_step<T: Cached>(call: &Call<T>, unit: &Unit, start: usize, keys: usize, b: &Buffers, state: State) {
+unsafe fn direct_step<T: Cached>(call: &Call<T>, unit: &Unit, step: Step, b: &Buffers, state: State) {
     let (rows, head_dim) = (unit.rows, call.head_dim);
-    // SAFETY: runs are of tokens of the sequence, whose blocks are checked; `scores` holds DIRECT_ROWS × DIRECT_KEYS.
+    // SAFETY: runs are of tokens of the sequence, whose blocks are checked; `scores` holds DIRECT_ROWS × TILE_KEYS.
     unsafe {
-        for run in Runs::new(call, unit, start, keys) {
-            let (k, out) = (call.k.at(run.index), b.scores.add(run.offset));
-            T::dots(call.level, Dots { rows, keys: run.tokens, head_dim, q: b.q, k, out, ld_out: DIRECT_KEYS });
+        for run in Runs::new(call, unit, step) {
+            let (k, out) = (call.k.at(run.index), b.scores.add(run.column));
+            T::dots(call.level, Dots { rows, keys: run.tokens, head_dim, q: b.q, k, out, ld_out: TILE_KEYS });
         }
-        softmax(call, unit, start, keys, b.scores, DIRECT_KEYS, state);
-        for run in Runs::new(call, unit, start, keys) {
+        softmax(call, unit, step, b.scores, state);
+        for run in Runs::new(call, unit, step) {
             T::gemm(
                 call.level,
                 Gemm {
                     m: rows,
                     n: head_dim,
                     k: run.tokens,
-                    a: b.scores.add(run.offset),
-                    lda: DIRECT_KEYS,
+                    a: b.scores.add(run.column),
+                    lda: TILE_KEYS,
                     b: call.v.at(run.index),
                     ldb: head_dim,
                     c: state.sum,
@@ -189,21 +193,22 @@ unsafe fn direct_step<T: Cached>(call: &Call<T>, unit: &Unit, start: usize, keys
 }
 
 /// Keys are transposed and values copied as F32 first.
-unsafe fn tile_step<T: Cached>(call: &Call<T>, unit: &Unit, start: usize, keys: usize, b: &Buffers, state: State) {
+unsafe fn tile_step<T: Cached>(call: &Call<T>, unit: &Unit, step: Step, b: &Buffers, state: State) {
     let (m, head_dim, width) = (unit.rows, call.head_dim, call.width);
     // SAFETY: as in `direct_step`; `keys` and `values` hold TILE_KEYS tokens.
     unsafe {
-        for run in Runs::new(call, unit, start, keys) {
+        for run in Runs::new(call, unit, step) {
             let from = call.k.at(run.index);
-            T::to_columns(call.level, Convert { from, rows: run.tokens, head_dim, to: b.keys.add(run.offset), stride: TILE_KEYS });
+            T::to_columns(call.level, Convert { from, rows: run.tokens, head_dim, to: b.keys.add(run.column), stride: TILE_KEYS });
             let from = call.v.at(run.index);
-            T::to_rows(call.level, Convert { from, rows: run.tokens, head_dim, to: b.values.add(run.offset * width), stride: width });
+            T::to_rows(call.level, Convert { from, rows: run.tokens, head_dim, to: b.values.add(run.column * width), stride: width });
         }
+        // Columns without a key hold what an earlier step left there; the softmax overwrites their scores.
         f32::gemm(
             call.level,
             Gemm {
                 m,
-                n: keys.next_multiple_of(16),
+                n: step.to.next_multiple_of(16),
                 k: head_dim,
                 a: b.q,
                 lda: head_dim,
@@ -214,18 +219,30 @@ unsafe fn tile_step<T: Cached>(call: &Call<T>, unit: &Unit, start: usize, keys: 
                 accumulate: false,
             },
         );
-        softmax(call, unit, start, keys, b.scores, TILE_KEYS, state);
+        softmax(call, unit, step, b.scores, state);
         f32::gemm(
             call.level,
-            Gemm { m, n: width, k: keys, a: b.scores, lda: TILE_KEYS, b: b.values, ldb: width, c: state.sum, ldc: width, accumulate: true },
+            Gemm {
+                m,
+                n: width,
+                k: step.to - step.from,
+                a: b.scores.add(step.from),
+                lda: TILE_KEYS,
+                b: b.values.add(step.from * width),
+                ldb: width,
+                c: state.sum,
+                ldc: width,
+                accumulate: true,
+            },
         );
     }
 }
 
-unsafe fn softmax<T>(call: &Call<T>, unit: &Unit, start: usize, keys: usize, scores: *mut f32, ld: usize, state: State) {
+unsafe fn softmax<T>(call: &Call<T>, unit: &Unit, step: Step, scores: *mut f32, state: State) {
     let (rows, softcap, mask) = (unit.rows, call.softcap, call.mask(unit));
-    // SAFETY: `scores` holds `rows` rows of `ld` elements, `ld` a multiple of 16 and at least `keys`.
-    unsafe { kernels::softmax(call.level, Softmax { scores, ld, rows, start, keys, softcap, mask, state }) };
+    let softmax = Softmax { scores, ld: TILE_KEYS, rows, start: step.base, keys: step.to, softcap, mask, state };
+    // SAFETY: `scores` holds `rows` rows of `TILE_KEYS` elements, a multiple of 16.
+    unsafe { kernels::softmax(call.level, softmax) };
 }
 
 /// Divides by the total, in which the sink of the head takes its part.
@@ -254,24 +271,23 @@ unsafe fn write_output<T: Cached>(call: &Call<T>, unit: &Unit, state: State) {
 struct Run {
     /// Of the first token in the cache
     index: [usize; 4],
-    /// Tokens since the start of the step
-    offset: usize,
+    /// Of the first token in the scores of the step
+    column: usize,
     tokens: usize,
 }
 
-/// The runs of tokens `start..start + tokens` of a sequence.
+/// The runs of the tokens of a step.
 struct Runs<'a, T> {
     call: &'a Call<T>,
     seq: usize,
     kv_head: usize,
-    start: usize,
-    offset: usize,
-    tokens: usize,
+    /// What is left
+    step: Step,
 }
 
 impl<'a, T> Runs<'a, T> {
-    fn new(call: &'a Call<T>, unit: &Unit, start: usize, tokens: usize) -> Self {
-        Self { call, seq: unit.seq, kv_head: unit.kv_head, start, offset: 0, tokens }
+    fn new(call: &'a Call<T>, unit: &Unit, step: Step) -> Self {
+        Self { call, seq: unit.seq, kv_head: unit.kv_head, step }
     }
 }
 
@@ -279,15 +295,16 @@ impl<T> Iterator for Runs<'_, T> {
     type Item = Run;
 
     fn next(&mut self) -> Option<Run> {
-        if self.offset == self.tokens {
+        let Step { base, from: column, to } = self.step;
+        if column == to {
             return None;
         }
-        let (at, offset) = (self.start + self.offset, self.offset);
+        let at = base + column;
         let within = at % self.call.block_tokens;
-        let tokens = (self.call.block_tokens - within).min(self.tokens - offset);
-        self.offset += tokens;
+        let tokens = (self.call.block_tokens - within).min(to - column);
+        self.step.from += tokens;
         // SAFETY: the token is one of the context, which fits the table; the entry is checked.
         let block = unsafe { *self.call.tables.at([self.seq, at / self.call.block_tokens]) };
-        Some(Run { index: [block as usize, self.kv_head, within, 0], offset, tokens })
+        Some(Run { index: [block as usize, self.kv_head, within, 0], column, tokens })
     }
 }

@@ -52,8 +52,15 @@ pub(crate) trait Vector: Copy {
     unsafe fn zero_where_less(self, x: Self, limit: Self) -> Self;
     unsafe fn sum(self) -> f32;
     unsafe fn max_lane(self) -> f32;
-    /// Writes the sums of four vectors to `out[..4]`.
+    /// Writes the sums of four vectors to `out[..4]`, each added up pairwise over the lanes `lane(0)`, `lane(1)` and so on:
+    /// `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`.
     unsafe fn sum4(v: [Self; 4], out: *mut f32);
+
+    /// The lane that comes as the `n`-th in [`Vector::sum4`].
+    #[inline(always)]
+    fn lane(n: usize) -> usize {
+        n
+    }
 }
 
 /// A [`Vector`] of eight lanes.

@@ -109,8 +109,9 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn sum4(v: [Self; 4], out: *mut f32) {
         for (i, v) in v.into_iter().enumerate() {
+            let [a, b, c, d, e, f, g, h] = v.0;
             // SAFETY: the caller gives 4 elements.
-            unsafe { *out.add(i) = v.sum() };
+            unsafe { *out.add(i) = ((a + b) + (c + d)) + ((e + f) + (g + h)) };
         }
     }
 }

@@ -301,4 +301,8 @@ impl Vector for Avx512 {
         // SAFETY: see the top of this file.
         unsafe { Avx2::sum4([a.fold(), b.fold(), c.fold(), d.fold()], out) }
     }
+    #[inline(always)]
+    fn lane(n: usize) -> usize {
+        n / 2 + 8 * (n % 2)
+    }
 }
