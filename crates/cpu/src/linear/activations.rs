@@ -27,6 +27,13 @@ impl Outliers {
         self.columns.iter().zip(&self.values).take(self.count).map(|(&column, &value)| (column as usize, value))
     }
 
+    /// The first block from `from` on that has one, or a number beyond all blocks. Columns ascend.
+    #[inline(always)]
+    pub fn next_block(&self, from: usize) -> usize {
+        let mut blocks = self.columns.iter().take(self.count).map(|&column| column as usize / BLOCK);
+        blocks.find(|&block| block >= from).unwrap_or(usize::MAX / 2)
+    }
+
     /// Adds an element; when there is no room, the smallest goes.
     fn push(&mut self, column: usize, value: f32) {
         if self.count == MAX_OUTLIERS {

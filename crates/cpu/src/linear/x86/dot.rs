@@ -60,35 +60,42 @@ unsafe fn some<L: Lanes, F: Format, const T: usize>(job: &Job, panel: *const u8,
     for t in 0..T {
         sums[t] = begin::<L>(job, at, token + t, 0);
     }
-    dots::<L, F, T>(panel, tokens, &mut sums);
+    sums = dots::<L, F, T>(panel, tokens, sums);
     for t in 0..T {
         end::<L>(job, at, token + t, 0, sums[t]);
     }
     T
 }
 
-/// Adds the products of a panel to `sums`, in the order of [`super::tile`]: per tile its blocks, then its outliers.
+/// Adds the products of a panel to `sums`, in the order of [`super::tile`]: per tile its blocks, then its outliers. One loop runs
+/// up to the end of the next tile that has any: leaving a loop costs a wrong guess of the processor.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: [ActivationRows; T], sums: &mut [L::F; T]) {
-    for first in (0..acts[0].blocks).step_by(TILE_BLOCKS) {
-        let end = (first + TILE_BLOCKS).min(acts[0].blocks);
+unsafe fn dots<L: Lanes, F: Format, const T: usize>(panel: *const u8, acts: [ActivationRows; T], mut sums: [L::F; T]) -> [L::F; T] {
+    let (mut first, blocks) = (0, acts[0].blocks);
+    while first < blocks {
+        let mut end = blocks;
+        for t in 0..T {
+            end = end.min((*acts[t].outliers).next_block(first) / TILE_BLOCKS * TILE_BLOCKS + TILE_BLOCKS);
+        }
         for block in first / F::GROUPS..end / F::GROUPS {
             let packed = Packed::<L>::new::<F>(panel, block);
-            let (d, m) = packed.factors::<F>();
+            let by = packed.factors::<F>();
             // Each group on its own, so that every shift has a constant count.
-            group::<L, F, T>(&packed, (d, m), &acts, block, 0, sums);
+            sums = group::<L, F, T>(&packed, by, &acts, block, 0, sums);
             if F::GROUPS == 8 {
-                group::<L, F, T>(&packed, (d, m), &acts, block, 1, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 2, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 3, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 4, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 5, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 6, sums);
-                group::<L, F, T>(&packed, (d, m), &acts, block, 7, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 1, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 2, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 3, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 4, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 5, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 6, sums);
+                sums = group::<L, F, T>(&packed, by, &acts, block, 7, sums);
             }
         }
-        outliers::<L, F, T>(panel, &acts, first..end, sums);
+        sums = outliers::<L, F, T>(panel, &acts, first..end, sums);
+        first = end;
     }
+    sums
 }
 
 /// One group of 32 columns of a block.
@@ -99,8 +106,8 @@ unsafe fn group<L: Lanes, F: Format, const T: usize>(
     acts: &[ActivationRows; T],
     block: usize,
     group: usize,
-    sums: &mut [L::F; T],
-) {
+    mut sums: [L::F; T],
+) -> [L::F; T] {
     packed.prefetch::<F>(group);
     let at = F::GROUPS * block + group;
     let halves = if F::HALVES { 2 } else { 1 };
@@ -120,6 +127,7 @@ unsafe fn group<L: Lanes, F: Format, const T: usize>(
             }
         }
     }
+    sums
 }
 
 /// The integer dot products of a group, or of its half that begins with step `first`.
@@ -162,8 +170,8 @@ unsafe fn outliers<L: Lanes, F: Format, const T: usize>(
     panel: *const u8,
     acts: &[ActivationRows; T],
     blocks: Range<usize>,
-    sums: &mut [L::F; T],
-) {
+    mut sums: [L::F; T],
+) -> [L::F; T] {
     for t in 0..T {
         for (column, x) in (*acts[t].outliers).iter() {
             let block = column / 32;
@@ -187,6 +195,7 @@ unsafe fn outliers<L: Lanes, F: Format, const T: usize>(
             }
         }
     }
+    sums
 }
 
 /// Signed codes 128 higher where products of any u8 are possible.
@@ -251,12 +260,12 @@ impl<L: Lanes> Packed<L> {
         (L::mul(d, by), L::mul(m, if F::OWN_MINS { F::min::<L>(self.bytes, sub) } else { by }))
     }
 
-    /// Fetches what `group` takes in a block further on.
+    /// Fetches what `group` takes in a block further on, each cache line once.
     #[inline(always)]
     unsafe fn prefetch<F: Format>(&self, group: usize) {
-        let bytes = F::SHAPE.block_bytes() * L::N / F::GROUPS;
-        for at in (0..bytes).step_by(64) {
-            _mm_prefetch(self.start.wrapping_add(AHEAD_BYTES + group * bytes + at).cast(), _MM_HINT_T1);
+        let line = |group: usize| (F::SHAPE.block_bytes() * L::N * group / F::GROUPS).div_ceil(64);
+        for n in line(group)..line(group + 1) {
+            _mm_prefetch(self.start.wrapping_add(AHEAD_BYTES + 64 * n).cast(), _MM_HINT_T1);
         }
     }
 }
