@@ -11,6 +11,7 @@ struct LinearWgmmaParams {
     CUtensorMap x;       // [tokens, cols] bf16; box 64 columns × x_box rows, 128-byte swizzle
     Output output;
     int cols;
+    int band;                // token groups that go over the weight together, so that their x stays in L2
     int x_box;               // tokens of one copy: TOKENS / CR; fewer where CR is 1 and there are fewer
     uint64_t weight_policy;  // L2 eviction policy of the weights
 };
@@ -53,6 +54,12 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
     const int token_groups = (o.tokens + TOKENS * CT - 1) / (TOKENS * CT);
     const int row_groups = (o.columns + tile_columns * CR - 1) / (tile_columns * CR);
     const int tiles = token_groups * row_groups;
+    // Tiles go by bands of token groups; in a band by row groups, and in those by its token groups.
+    auto place_of = [&](int tile, int& row_group, int& token_group) {
+        const int first = tile / (p.band * row_groups) * p.band, width = min(p.band, token_groups - first);
+        tile -= first * row_groups;
+        row_group = tile / width, token_group = first + tile - row_group * width;
+    };
     const int k_all = (p.cols + Tile::K - 1) / Tile::K;
     const int k_begin = k_all * sk / SK, k_steps = k_all * (sk + 1) / SK - k_begin;
 
@@ -78,7 +85,8 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
             const uint32_t x_dst = smem + cr * p.x_box * Tile::K * 2;
             int y_weight = 0, y_second = 0, y_x = 0;  // first rows of the copies of a tile
             auto place = [&](int tile) {
-                const int row_group = tile / token_groups, token_group = tile - row_group * token_groups;
+                int row_group, token_group;
+                place_of(tile, row_group, token_group);
                 const int row = (row_group * CR + cr) * tile_columns + ct * Tile::W_BOX;
                 const int to_ups = gated ? o.columns - ROWS / 2 : 0;
                 y_weight = row + (ct * Tile::W_BOX >= ROWS / 2 ? to_ups : 0);
@@ -162,8 +170,9 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
             wgmma_wait<0>();
             if (SK == 1) release(previous);
 
-            const int row0 = (tile / token_groups * CR + cr) * tile_columns;
-            const int token0 = (tile % token_groups * CT + ct) * TOKENS;
+            int row_group, token_group;
+            place_of(tile, row_group, token_group);
+            const int row0 = (row_group * CR + cr) * tile_columns, token0 = (token_group * CT + ct) * TOKENS;
             if constexpr (SK == 1) {
 #pragma unroll
                 for (int m = 0; m < Tile::M_TILES; m++) {
@@ -193,8 +202,9 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
     if constexpr (SK > 1) {  // one tile per cluster: each K part sums and emits its share of the tokens, in fixed order
         const int tile = blockIdx.x / Tile::CLUSTER;
         if (warp < WARPGROUPS * 4 && tile < tiles) {
-            const int row0 = (tile / token_groups * CR + cr) * tile_columns;
-            const int token0 = (tile % token_groups * CT + ct) * TOKENS;
+            int row_group, token_group;
+            place_of(tile, row_group, token_group);
+            const int row0 = (row_group * CR + cr) * tile_columns, token0 = (token_group * CT + ct) * TOKENS;
             const int pairs = tile_columns / 2, count = TOKENS / SK * pairs, peer = rank % (CT * CR);
             constexpr int NT = WARPGROUPS * 128, BATCH = 4;  // reads from other SMs take long: several in flight
             for (int first = threadIdx.x; first < count; first += BATCH * NT) {

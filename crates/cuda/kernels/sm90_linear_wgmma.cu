@@ -17,10 +17,15 @@
 //   128     21.2 µs (21.2)       15.5 µs (15.0)     84.1 µs (89.0)       50.0 µs (44.6)     388 µs (399)
 //   256     24.2 µs (23.2)       18.8 µs (17.6)     96.1 µs (98.8)       56.9 µs (57.0)     467 µs (439)
 //   1024    71.1 µs (70.7)       50.6 µs (45.6)     356 µs (321)         166 µs (157)
+//   2048    136 µs (138)         96 µs (95)         708 µs (665)         331 µs (329)
+//   8192    605 µs (598)         423 µs (386)       2793 µs (2684)       1349 µs (1356)
 //   tokens  4096×1024            1024×2048 add      6144×1024 gated      1024×3072 add
 //   64      5.7 µs (5.4)         5.6 µs (5.3)       5.9 µs (6.7)         6.6 µs (7.2)
 //   256     6.4 µs (6.3)         6.2 µs (5.8)       8.9 µs (7.7)         8.3 µs (7.6)
-// Lost: copies shared by CR = 2 and 4 CTAs (4096×4096 at 64 tokens 16.1 µs instead of 14.1: the CTAs wait for each other
+// At 8192 tokens the activation alone takes 227 µs behind cuBLASLt. Bands of 8 token groups, whose x stays in L2 while the
+// weight passes: 2793 µs instead of 2900 for the gated product.
+// Lost: sums of K parts sent to whoever finishes them, 256 x 128 tiles in clusters of 4 CTAs (of which 30 run at once, so that
+// 32 take two rounds) and 256 x 64 in clusters of 2: 4096×14336 at 256 tokens 60 µs; copies shared by CR = 2 and 4 CTAs (4096×4096 at 64 tokens 16.1 µs instead of 14.1: the CTAs wait for each other
 // longer than L2 needs), 256 tokens a CTA (4096×14336 at 256 tokens 67 µs), a fence of the cluster at every release (three
 // times slower), one copy of all weight rows instead of two halves, and a producer that divides at every stage (25 µs
 // instead of 14 at 4096×4096): what a stage costs the one fetching thread is what narrow tiles are bound by.

@@ -74,11 +74,17 @@ impl Backend for CudaBackend {
     }
 
     fn max_step_tokens(&self) -> usize {
-        8192
+        // With a token each for sequences that decode meanwhile: without them, the last prompt of a round thousand of tokens
+        // would miss by as many, and cost a step of its own.
+        8192 + 256
     }
 
     fn quantizes_activations(&self) -> bool {
         false
+    }
+
+    fn workspace_bytes(&self, _cols: usize) -> usize {
+        linear::LT_BYTES
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arc<dyn Storage>> {

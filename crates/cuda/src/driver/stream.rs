@@ -4,7 +4,7 @@ use std::{fmt, ptr, sync::Arc};
 
 use ferrum_kernels::Result;
 
-use super::{Device, DevicePtr, Event, check, sys};
+use super::{Device, DeviceBuffer, DevicePtr, Event, check, sys};
 
 /// A queue of work that runs in the order it was given. Streams run beside each other.
 pub struct Stream {
@@ -66,6 +66,28 @@ impl Stream {
         self.device.bind()?;
         // SAFETY: both live; there are no flags.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw(), 0) })
+    }
+
+    /// Whether what is queued is being recorded into a graph instead of running.
+    ///
+    /// # Errors
+    /// When the context is lost.
+    pub fn is_capturing(&self) -> Result<bool> {
+        self.device.bind()?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream lives; the driver writes one number.
+        check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(self.raw, &mut status) })?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Queues zeros for all of `buffer`.
+    ///
+    /// # Errors
+    /// When the context is lost.
+    pub fn clear(&self, buffer: &DeviceBuffer) -> Result<()> {
+        self.device.bind()?;
+        // SAFETY: the buffer lives, and its memory is freed in the order of all work.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(buffer.ptr(), 0, buffer.len(), self.raw) })
     }
 
     /// Queues a copy to the device. From ordinary memory the host waits until `src` was read.

@@ -3,10 +3,10 @@
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
 //! | 1 … 16 | `sm90_linear_stream.cu`, the norm in front included; `sm90_linear_wgmma.cu` where cols % 64 ≠ 0 | `linear_mma.cu` |
-//! | 17 … 256 | `sm90_linear_wgmma.cu` | `linear_mma.cu` |
-//! | more | cuBLASLt; with a bias, or where it is missing, `sm90_linear_wgmma.cu` | cuBLASLt, or `linear_mma.cu` |
+//! | 17 … 127, small weights … 256 | `sm90_linear_wgmma.cu` | `linear_mma.cu` |
+//! | more | cuBLASLt; gated, with a bias, or where it is missing, `sm90_linear_wgmma.cu` | cuBLASLt, or `linear_mma.cu` |
 //!
-//! A gated product stays in one kernel up to [`tiles::GATED_TOKENS`]. Rows that are not whole 16-byte packs
+//! A gated product is one kernel on sm_90, and elsewhere up to [`tiles::GATED_TOKENS`]. Rows that are not whole 16-byte packs
 //! (cols % 8 ≠ 0) go to `linear_naive.cu`.
 
 use ferrum_kernels::{
@@ -52,6 +52,7 @@ struct LinearWgmmaParams {
     x: TensorMap,
     output: Output,
     cols: i32,
+    band: i32,
     x_box: i32,
     weight_policy: u64,
 }
@@ -81,7 +82,7 @@ pub(super) fn fuses(cx: &Context, op: &Linear) -> Result<bool> {
         return Ok(streamed);
     }
     let gated = matches!(op.epilogue, Epilogue::ActMul { .. });
-    Ok(!gated || streamed || is_packable(op)? && (tokens <= tiles::GATED_TOKENS || cx.lt().is_none()))
+    Ok(!gated || streamed || is_packable(op)? && (cx.has("sm90_linear_wgmma") || tokens <= tiles::GATED_TOKENS || cx.lt().is_none()))
 }
 
 /// Whether `op` is for `sm90_linear_stream.cu`.
@@ -136,8 +137,7 @@ pub(super) fn linear(cx: &Context, op: &Linear, weight: &DeviceBuffer, rows: usi
     // What follows wgmma stores packs of neighbouring columns.
     let packs = columns.is_multiple_of(8) && stride.is_multiple_of(8) && (output.out | output.bias).is_multiple_of(16);
     let hopper = packs && cx.has("sm90_linear_wgmma");
-    if tokens > tiles::WGMMA_TOKENS
-        && !product.shape.gated
+    if tiles::is_for_lt(&product.shape)
         && op.bias.is_none()
         && let Some(lt) = cx.lt()
     {
@@ -204,6 +204,7 @@ impl Product<'_> {
             x: map(ptr(op.x)?, shape.tokens, x_stride(op), x_box)?,
             output: self.output,
             cols: shape.cols as i32,
+            band: tile.band(shape) as i32,
             x_box: x_box as i32,
             weight_policy: if tile.token_groups(shape) == 1 { EVICT_FIRST } else { EVICT_NORMAL },
         };

@@ -21,7 +21,7 @@ use crate::{
     upload::Ring,
 };
 
-pub(crate) use lt::Lt;
+pub(crate) use lt::{LT_BYTES, Lt};
 use packed::Packed;
 
 /// A weight on the device: consecutive row ranges, each in one layout.

@@ -2,9 +2,12 @@
 
 /// Most tokens of `sm90_linear_stream.cu`.
 pub(super) const STREAM_TOKENS: usize = 16;
-/// Up to here our own kernels are about as fast as cuBLASLt or faster.
-pub(super) const WGMMA_TOKENS: usize = 256;
-/// Up to here that holds for gated products, which need another kernel behind cuBLASLt.
+/// Up to here our own kernels are about as fast as cuBLASLt's best or faster, those of small weights further: a kernel of
+/// cuBLASLt does not start while the one in front ends.
+const OWN_TOKENS: usize = 127;
+const OWN_TOKENS_SMALL: usize = 256;
+const SMALL_WEIGHT: usize = 8 << 20;
+/// Up to here gated products are one kernel where there is no wgmma.
 pub(super) const GATED_TOKENS: usize = 512;
 
 /// A product as the choice sees it.
@@ -23,6 +26,12 @@ impl Shape {
     pub fn weight_rows(&self) -> usize {
         if self.gated { 2 * self.columns } else { self.columns }
     }
+}
+
+/// Whether cuBLASLt is to take a product of more than [`STREAM_TOKENS`].
+pub(super) fn is_for_lt(shape: &Shape) -> bool {
+    let small = shape.weight_rows() * shape.cols <= SMALL_WEIGHT;
+    !shape.gated && shape.tokens > if small { OWN_TOKENS_SMALL } else { OWN_TOKENS }
 }
 
 /// An instance of `sm90_linear_stream.cu`.
@@ -188,6 +197,12 @@ impl WgmmaTile {
         shape.tokens.div_ceil(self.tokens * self.ct)
     }
 
+    /// Groups of tokens that go over the weight together: as many as leave room in L2 for the weights that pass by.
+    pub fn band(&self, shape: &Shape) -> usize {
+        const BYTES: usize = 8 << 20;
+        (BYTES / (self.tokens * self.ct * shape.cols * 2)).clamp(1, self.token_groups(shape))
+    }
+
     fn tiles(&self, shape: &Shape) -> usize {
         let columns = if shape.gated { self.rows / 2 } else { self.rows };
         self.token_groups(shape) * shape.columns.div_ceil(columns * self.cr)
@@ -288,11 +303,26 @@ mod tests {
             (64, 4096, false, 14336, "linear_wgmma_64x32_c1x1_k1"),
             (256, 4096, false, 14336, "linear_wgmma_128x64_c2x1_k1"),
             (64, 1024, false, 3072, "linear_wgmma_64x32_c1x1_k4"),
+            (2048, 14336, true, 4096, "linear_wgmma_128x224_c2x1_k1"),
+            (8192, 14336, true, 4096, "linear_wgmma_128x224_c2x1_k1"),
         ] {
             assert_eq!(wgmma(&shape(tokens, columns, gated, cols), SMS).kernel, kernel, "{tokens} × {columns} × {cols}");
         }
         for (columns, gated, norm_units) in [(6144, false, 6), (4096, false, 4), (14336, true, 6), (1024, false, 2), (3072, true, 6)] {
             assert_eq!(stream(&shape(1, columns, gated, 4096), SMS).units, norm_units, "{columns} columns");
+        }
+    }
+
+    #[test]
+    fn large_products_of_many_tokens_are_for_cublaslt() {
+        for (tokens, columns, gated, cols, expected) in [
+            (127, 4096, false, 4096, false),
+            (128, 4096, false, 4096, true),
+            (256, 4096, false, 1024, false),
+            (257, 4096, false, 1024, true),
+            (8192, 14336, true, 4096, false),
+        ] {
+            assert_eq!(is_for_lt(&shape(tokens, columns, gated, cols)), expected, "{tokens} × {columns} × {cols}");
         }
     }
 
@@ -313,6 +343,7 @@ mod tests {
                 assert!(token_groups * tile.tokens * tile.ct >= tokens, "{tile:?}");
                 assert!(tiles / token_groups * tile_columns * tile.cr >= columns, "{tile:?}");
                 assert_eq!(tile.blocks(&shape, SMS) % tile.cluster(), 0);
+                assert!((1..=token_groups).contains(&tile.band(&shape)), "{tile:?}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::rms_norm::normalize;
 use crate::{
     Contract, DTypes, Result, Tensor, host,
-    testkit::{Case, Launch, Tolerance},
+    testkit::{Case, Inputs, Launch, Tolerance},
 };
 
 /// Arguments of `add_rms_norm`. `x` and `out` may be the same tensor.
@@ -47,17 +47,27 @@ impl AddRmsNorm<'_> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    [(1, 576), (3, 100), (9, 1), (33, 896), (2, 4099), (1, 4096), (256, 4096), (8192, 4096)]
-        .into_iter()
-        .map(|(tokens, hidden)| {
-            let case = Case::new("add_rms_norm", format!("tokens={tokens} hidden={hidden}"), Tolerance::ELEMENTWISE, move |i| {
-                let (x, residual, weight) = (i.normal(&[tokens, hidden])?, i.normal(&[tokens, hidden])?, i.normal_f32(&[hidden])?);
-                let out = i.activations(&[tokens, hidden])?;
-                let (b, r, o) = (i.backend(), residual.clone(), out.clone());
-                let run = move || b.add_rms_norm(&AddRmsNorm { x: &x, residual: &r, weight: &weight, eps: 1e-5, out: &o });
-                Ok(Launch::new(run).output("residual", &residual).output("out", &out).bytes(4 * out.bytes()))
-            });
-            if tokens > 100 { case.perf_only() } else { case }
-        })
-        .collect()
+    let mut cases = Vec::new();
+    for (tokens, hidden) in [(1, 576), (3, 100), (9, 1), (33, 896), (2, 4099), (1, 4096), (256, 4096), (8192, 4096)] {
+        let case = Case::new("add_rms_norm", format!("tokens={tokens} hidden={hidden}"), Tolerance::ELEMENTWISE, move |i| {
+            let (x, residual) = (i.normal(&[tokens, hidden])?, i.normal(&[tokens, hidden])?);
+            launch(i, x, residual)
+        });
+        cases.push(if tokens > 100 { case.perf_only() } else { case });
+    }
+    cases.push(Case::new("add_rms_norm", "tiny values, so that eps decides".into(), Tolerance::ELEMENTWISE, |i| {
+        // Sums of two powers of two near each other are exact in every dtype of activations.
+        let dtype = i.backend().activation_dtype();
+        let x = i.values(dtype, &[3, 640], |n| f64::from(1 << (n % 3)) / 1024.0)?;
+        let residual = i.values(dtype, &[3, 640], |n| f64::from(1 << (n % 5)) / 4096.0)?;
+        launch(i, x, residual)
+    }));
+    cases
+}
+
+fn launch(i: &mut Inputs, x: Tensor, residual: Tensor) -> Result<Launch> {
+    let (weight, out) = (i.normal_f32(&[x.shape()[1]])?, i.activations(x.shape())?);
+    let (b, r, o) = (i.backend(), residual.clone(), out.clone());
+    let run = move || b.add_rms_norm(&AddRmsNorm { x: &x, residual: &r, weight: &weight, eps: 1e-5, out: &o });
+    Ok(Launch::new(run).output("residual", &residual).output("out", &out).bytes(4 * out.bytes()))
 }
