@@ -80,6 +80,22 @@ pub struct EngineArgs {
     pub simd: Option<SimdArg>,
 }
 
+/// Tokens that are guessed and checked together.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Engine")]
+pub struct SpeculateArgs {
+    /// Guess the next tokens and check them in one step, which changes no answer: `ngram` guesses what followed the same words
+    /// before, the name of a small model with the same tokens lets that one guess
+    #[arg(long, value_name = "ngram|MODEL")]
+    pub speculate: Option<String>,
+    /// Tokens that are guessed at most, 1 to 32 [default: 5]
+    #[arg(long, value_name = "N", requires = "speculate")]
+    pub speculate_tokens: Option<usize>,
+    /// Guess also where measured times say that it does not pay
+    #[arg(long, requires = "speculate")]
+    pub speculate_always: bool,
+}
+
 /// How long a context may be.
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Engine")]
@@ -157,6 +173,8 @@ pub struct RunArgs {
     #[command(flatten)]
     pub grammar: GrammarArgs,
     #[command(flatten)]
+    pub speculate: SpeculateArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub context: ContextArgs,
@@ -230,6 +248,8 @@ pub struct ServeArgs {
     /// Write the log as JSON, one object a line
     #[arg(long)]
     pub log_json: bool,
+    #[command(flatten)]
+    pub speculate: SpeculateArgs,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]
@@ -316,6 +336,8 @@ pub struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub speculate: SpeculateArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]

@@ -2,18 +2,18 @@
 
 use std::{path::PathBuf, sync::Arc, thread};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_engine::{Engine, EngineOptions, MemoryPlan, SamplingParams};
 use ferrum_kernels::{Backend, DType, ReferenceBackend};
 use ferrum_models::{
     Checkpoint, Inspection,
     hub::{FilesKind, Hub, HubOptions, ModelRef},
-    text::Tokenizer,
+    text::{EncodeOptions, Tokenizer},
 };
 
 use crate::{
-    args::{BackendArg, EngineArgs, HubArgs, PrecisionArg, SimdArg},
+    args::{BackendArg, EngineArgs, HubArgs, PrecisionArg, SimdArg, SpeculateArgs},
     cuda, output, sampling,
 };
 
@@ -41,6 +41,17 @@ pub struct Need {
     pub max_waiting: Option<usize>,
     /// Tokens of the KV cache; `None`: the context for every sequence
     pub kv_tokens: Option<usize>,
+    pub speculate: SpeculateArgs,
+}
+
+/// Draft tokens when nobody says how many.
+const DRAFT_TOKENS: usize = 5;
+
+impl SpeculateArgs {
+    /// The model that makes drafts, if one does.
+    pub fn model(&self) -> Option<&str> {
+        self.speculate.as_deref().filter(|&model| model != "ngram")
+    }
 }
 
 /// The hub with the user's flags.
@@ -122,7 +133,19 @@ pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> 
     let backend = backend(engine)?;
     let (inspection, context) = inspect(&checkpoint, &*backend, need.context)?;
     let mut options = options(engine, &*backend, need, context);
-    MemoryPlan::new(&inspection.info, inspection.weight_bytes, &*backend, &options)?.check()?;
+    let drafting = match need.speculate.model() {
+        None => None,
+        Some(model) => {
+            let checkpoint = self::checkpoint(model, hub)?;
+            Some((
+                inspect(&checkpoint, &*backend, Some(context)).with_context(|| format!("the model for drafts, `{model}`"))?.0,
+                checkpoint,
+            ))
+        }
+    };
+    let drafting_bytes = drafting.as_ref().map(|(inspection, _)| (&inspection.info, inspection.weight_bytes));
+    let memory = MemoryPlan::with_drafting_model(&inspection.info, inspection.weight_bytes, drafting_bytes, &*backend, &options)?;
+    memory.check()?;
     for file in checkpoint.weights().table().files() {
         file.prefetch();
     }
@@ -143,9 +166,28 @@ pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> 
     let vocab = loaded.info().vocab;
     options.end_tokens = tokenizer.end_ids().iter().copied().filter(|&id| (id as usize) < vocab).collect();
     let sampling = sampling::of_model(checkpoint.folder())?;
-    let engine = Engine::new(backend, loaded, options)?;
+    let drafting = match drafting {
+        None => None,
+        Some((_, drafting)) => {
+            same_tokens(&tokenizer, &drafting)?;
+            Some(drafting.load(&*backend, context)?)
+        }
+    };
+    let engine = Engine::with_drafting_model(backend, loaded, drafting, options)?;
     checkpoint.weights().check()?;
     Ok(Session { engine, tokenizer, checkpoint, sampling })
+}
+
+/// # Errors
+/// When the model for drafts writes text in other tokens.
+fn same_tokens(tokenizer: &Tokenizer, drafting: &Checkpoint) -> anyhow::Result<()> {
+    let other = drafting.tokenizer().context("cannot read the tokenizer of the model for drafts")?;
+    let text = "The quick brown fox: 3.14159, naïve Ünïcödé 日本語 🙂\n\tfn main() { println!(\"{}\", a[0] + 1); }";
+    let options = EncodeOptions { add_special: false, parse_special: false };
+    if tokenizer.encode(text, options)? != other.encode(text, options)? {
+        bail!("the model for drafts has other tokens than the model; choose one of the same family with --speculate");
+    }
+    Ok(())
 }
 
 /// The engine's options for these flags.
@@ -157,6 +199,8 @@ pub fn options(engine: &EngineArgs, backend: &dyn Backend, need: &Need, context:
         max_waiting: need.max_waiting.unwrap_or(EngineOptions::default().max_waiting),
         kv_blocks: need.kv_tokens.map(|tokens| tokens.div_ceil(backend.kv_block_tokens())),
         kv_dtype: kv_dtype(engine, backend),
+        draft_tokens: need.speculate.speculate.as_ref().map_or(0, |_| need.speculate.speculate_tokens.unwrap_or(DRAFT_TOKENS)),
+        draft_always: need.speculate.speculate_always,
         ..EngineOptions::default()
     }
 }

@@ -21,13 +21,34 @@ const NIL: u32 = u32::MAX;
 /// Most partly filled blocks that are remembered behind one prefix; searching them is linear.
 const MAX_TAILS: usize = 64;
 
-/// The identity of one exact sequence of tokens, in whole blocks, from the start of the text. Never used twice.
+/// The identity of one exact sequence of tokens, in whole blocks, from the start of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Prefix(u64);
+pub struct Prefix {
+    /// Never used twice
+    id: u64,
+    hash: u64,
+}
 
 impl Prefix {
     /// No tokens at all.
-    pub const EMPTY: Self = Self(0);
+    pub const EMPTY: Self = Self { id: 0, hash: 0 };
+
+    /// The same for the same text, also in another process of the same program; another one for nearly every other text.
+    pub const fn hash(self) -> u64 {
+        self.hash
+    }
+}
+
+/// A change of what can be reused, for those who send requests where their beginnings are. Only whole blocks are told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvEvent {
+    /// A block holds `tokens` behind the text whose hash is `parent` (`None`: at the start of a text), and so completes the
+    /// text whose hash is `hash`; hashes are [`Prefix::hash`].
+    Stored { hash: u64, parent: Option<u64>, tokens: Vec<u32> },
+    /// The last block of the text with this hash is gone, and what stands behind it will not be found any more.
+    Removed { hash: u64 },
+    /// All blocks are gone.
+    Cleared,
 }
 
 /// See the module's documentation.
@@ -41,6 +62,8 @@ pub struct BlockPool {
     tails: HashMap<Prefix, Vec<BlockId>>,
     caching: bool,
     last_prefix: u64,
+    /// `None`: nobody wants to know
+    log: Option<Log>,
     first_unused: u32,
     last_unused: u32,
     unused: usize,
@@ -77,6 +100,7 @@ impl BlockPool {
             tails: HashMap::new(),
             caching,
             last_prefix: 0,
+            log: None,
             first_unused: NIL,
             last_unused: NIL,
             unused: 0,
@@ -174,12 +198,15 @@ impl BlockPool {
                 match self.blocks[other as usize].content {
                     Content::Full { prefix, .. } if self.tokens_of(other) == tokens => prefix,
                     // Another text with the same hash: this one goes without a cache entry.
-                    _ => self.new_prefix(),
+                    _ => self.new_prefix(parent, tokens),
                 }
             }
             Entry::Vacant(entry) => {
                 entry.insert(block);
-                let prefix = self.new_prefix();
+                let prefix = self.new_prefix(parent, tokens);
+                if let Some(log) = &mut self.log {
+                    log.stored(prefix, parent, tokens);
+                }
                 self.blocks[block as usize].content = Content::Full { parent, hash, prefix };
                 self.tokens[block as usize * self.block_tokens..][..tokens.len()].copy_from_slice(tokens);
                 prefix
@@ -208,9 +235,45 @@ impl BlockPool {
 
     /// Empties the cache. Blocks in use stay in use.
     pub fn clear_cache(&mut self) {
+        let log = self.log.take();
         for block in 0..self.blocks.len() as u32 {
             self.forget(block);
         }
+        self.log = log;
+        if let Some(log) = &mut self.log {
+            log.events.push(KvEvent::Cleared);
+            log.holders.clear();
+        }
+    }
+
+    /// What the cache holds, as events that would bring it there.
+    pub fn contents(&self) -> Vec<KvEvent> {
+        let mut log = Log::default();
+        self.write_contents(&mut log);
+        log.events
+    }
+
+    /// Appends what has happened since the last call to `events`. The first call only begins to record.
+    pub fn take_events(&mut self, events: &mut Vec<KvEvent>) {
+        if let Some(log) = &mut self.log {
+            events.append(&mut log.events);
+            return;
+        }
+        let mut log = Log::default();
+        self.write_contents(&mut log);
+        log.events.clear();
+        self.log = Some(log);
+    }
+
+    fn write_contents(&self, log: &mut Log) {
+        let full = (0u32..).zip(&self.blocks).filter_map(|(id, block)| match block.content {
+            Content::Full { parent, prefix, .. } => Some((prefix, parent, id)),
+            _ => None,
+        });
+        let mut full: Vec<_> = full.collect();
+        // Whatever a text goes on from came before it.
+        full.sort_unstable();
+        full.into_iter().for_each(|(prefix, parent, id)| log.stored(prefix, parent, self.tokens_of(id)));
     }
 
     /// Users of a block.
@@ -274,17 +337,22 @@ impl BlockPool {
         &self.tokens[block as usize * self.block_tokens..][..len]
     }
 
-    fn new_prefix(&mut self) -> Prefix {
+    fn new_prefix(&mut self, parent: Prefix, tokens: &[u32]) -> Prefix {
         self.last_prefix += 1;
-        Prefix(self.last_prefix)
+        let mut hasher = DefaultHasher::new();
+        (parent.hash, tokens).hash(&mut hasher);
+        Prefix { id: self.last_prefix, hash: hasher.finish() }
     }
 
     /// Takes a block out of the cache.
     fn forget(&mut self, block: BlockId) {
         match std::mem::replace(&mut self.blocks[block as usize].content, Content::Blank) {
             Content::Blank => {}
-            Content::Full { parent, hash, .. } => {
+            Content::Full { parent, hash, prefix } => {
                 self.full.remove(&(parent, hash));
+                if let Some(log) = &mut self.log {
+                    log.removed(prefix);
+                }
             }
             Content::Tail { parent, .. } => {
                 if let Entry::Occupied(mut tails) = self.tails.entry(parent) {
@@ -332,6 +400,32 @@ impl BlockPool {
         let entry = &mut self.blocks[block as usize];
         (entry.previous, entry.next) = (previous, next);
         self.unused += 1;
+    }
+}
+
+/// Changes of the cache, for [`BlockPool::take_events`].
+#[derive(Debug, Default)]
+struct Log {
+    events: Vec<KvEvent>,
+    /// Blocks by [`Prefix::hash`]. A text can be stored again while its first copy, whose beginning was forgotten, is there
+    holders: HashMap<u64, u32>,
+}
+
+impl Log {
+    fn stored(&mut self, prefix: Prefix, parent: Prefix, tokens: &[u32]) {
+        *self.holders.entry(prefix.hash).or_default() += 1;
+        let parent = (parent != Prefix::EMPTY).then_some(parent.hash);
+        self.events.push(KvEvent::Stored { hash: prefix.hash, parent, tokens: tokens.to_vec() });
+    }
+
+    fn removed(&mut self, prefix: Prefix) {
+        if let Entry::Occupied(mut holders) = self.holders.entry(prefix.hash) {
+            *holders.get_mut() -= 1;
+            if *holders.get() == 0 {
+                holders.remove();
+                self.events.push(KvEvent::Removed { hash: prefix.hash });
+            }
+        }
     }
 }
 

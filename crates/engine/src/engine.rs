@@ -13,8 +13,9 @@ use ferrum_kernels::{
 use ferrum_models::{Model, ModelInfo};
 
 use crate::{
-    block_pool::BlockPool,
+    block_pool::{BlockPool, KvEvent},
     counts::{CountRows, History},
+    draft::DraftingModel,
     error::{Result, SubmitError},
     grammar::{Constraint, GrammarError},
     logprobs::TokenLogprobs,
@@ -25,7 +26,8 @@ use crate::{
     request::Request,
     runner::Runner,
     scheduler::{Counts, Limits, Outcome, Scheduler},
-    sequence::{FinishReason, Finished},
+    sequence::{FinishReason, Finished, NewSequence},
+    speculate::StepTimes,
 };
 
 /// What a step brought for one request.
@@ -77,8 +79,13 @@ pub struct Engine {
     stats: Stats,
     /// Whether the next step is issued before the tokens of the last are known
     overlapped: bool,
-    /// The step under way
-    flight: Option<Plan>,
+    /// The step under way, and when its making began, if its time says something of others
+    flight: Option<(Plan, Option<Instant>)>,
+    /// Makes draft tokens, where there is one
+    drafting: Option<DraftingModel>,
+    times: StepTimes,
+    /// When the last step landed
+    landed: Instant,
     // Buffers of a step.
     params: Vec<SampleParams>,
     masks: Masks,
@@ -111,8 +118,24 @@ impl Engine {
     /// # Errors
     /// When an option is impossible, or the memory does not suffice.
     pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, options: EngineOptions) -> Result<Self> {
+        Self::with_drafting_model(backend, model, None, options)
+    }
+
+    /// As [`Engine::new`]; `drafting` makes the draft tokens when there is one: a smaller model with the same tokens.
+    ///
+    /// # Errors
+    /// As [`Engine::new`], and when `drafting` cannot hold the context.
+    pub fn with_drafting_model(
+        backend: Arc<dyn Backend>,
+        model: Arc<dyn Model>,
+        drafting: Option<Arc<dyn Model>>,
+        options: EngineOptions,
+    ) -> Result<Self> {
         let sizes = Sizes::new(model.info(), &*backend, &options)?;
-        MemoryPlan::new(model.info(), 0, &*backend, &options)?.check()?;
+        let drafting_info = drafting.as_ref().map(|d| (d.info(), 0));
+        MemoryPlan::with_drafting_model(model.info(), 0, drafting_info, &*backend, &options)?.check()?;
+        let drafting =
+            drafting.map(|drafting| DraftingModel::new(Arc::clone(&backend), drafting, &sizes, model.info().vocab)).transpose()?;
         let overlapped = backend.is_asynchronous();
         let runner = Runner::new(backend, model, &sizes)?;
         let limits = Limits {
@@ -120,6 +143,9 @@ impl Engine {
             max_seqs: sizes.max_seqs,
             max_step_tokens: sizes.max_step_tokens,
             max_waiting: options.max_waiting,
+            max_drafts: sizes.max_drafts,
+            max_step_drafts: sizes.max_step_drafts,
+            drafting_model: drafting.is_some(),
         };
         let pool = BlockPool::new(sizes.blocks as u32, sizes.block_tokens, options.prefix_cache);
         Ok(Self {
@@ -135,7 +161,10 @@ impl Engine {
             stats: Stats::default(),
             overlapped,
             flight: None,
-            params: Vec::with_capacity(sizes.max_seqs),
+            drafting,
+            times: StepTimes::new(if sizes.max_drafts == 0 || options.draft_always { 0 } else { sizes.max_samples() }),
+            landed: Instant::now(),
+            params: Vec::with_capacity(sizes.max_samples()),
             masks: Masks::default(),
             unmasked: Vec::new(),
             logprobs: Vec::new(),
@@ -167,12 +196,13 @@ impl Engine {
         let fallback_seed = self.seeds.hash_one(self.submitted);
         let params = request.sample_params(fallback_seed);
         let history = request.has_penalties().then(|| History::new(request.prompt.clone()));
+        let speculates = request.may_speculate();
         let (biases, constraint) = (request.biases(), request.constraint.take());
         let tag = self.free_tags.pop().unwrap_or_else(|| {
             self.active.push(None);
             self.active.len() - 1
         });
-        match self.scheduler.submit(request.into_sequence(&self.end_tokens, tag)) {
+        match self.scheduler.submit(NewSequence { speculates, ..request.into_sequence(&self.end_tokens, tag) }) {
             Ok(id) => {
                 self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint });
                 Ok(id)
@@ -216,6 +246,11 @@ impl Engine {
         let started = Instant::now();
         self.stats.last_step = StepStats::default();
         let mut result = if self.scheduler.must_wait() { self.land(events) } else { Ok(()) };
+        self.scheduler.speculate(&self.times);
+        let drafted = self.draft();
+        // A step during which the drafting model read more than the last tokens says nothing of those to come.
+        let began = drafted.as_ref().is_ok_and(|&tokens| tokens <= self.sizes.max_seqs * (self.sizes.max_drafts + 1)).then_some(started);
+        result = result.and(drafted.map(|_| ()));
         let plan = self.scheduler.plan();
         for &tag in &plan.preempted {
             if let Some(history) = self.active[tag].as_mut().and_then(|a| a.history.as_mut()) {
@@ -226,7 +261,7 @@ impl Engine {
         self.stats.last_step.sequences = plan.seqs.len();
         let issued = match () {
             () if plan.is_empty() => Ok(()),
-            () if plan.sampling().any(|p| self.active_of(p).is_some_and(Active::is_masked)) => {
+            () if plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(Active::is_masked)) => {
                 self.issue_masked(&plan, events, &mut result)
             }
             () => self.issue(&plan),
@@ -236,8 +271,8 @@ impl Engine {
         match issued {
             Ok(()) if plan.is_empty() => self.scheduler.commit(plan, &[], &mut self.outcomes),
             Ok(()) => {
-                let needs_logits = plan.sampling().any(|p| self.active_of(p).is_some_and(|a| a.logprobs.is_some()));
-                self.flight = Some(plan);
+                let needs_logits = plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()));
+                self.flight = Some((plan, began));
                 if !self.overlapped || needs_logits {
                     result = result.and(self.land(events));
                 }
@@ -272,6 +307,16 @@ impl Engine {
         (pool.blocks(), pool.available(), pool.cached())
     }
 
+    /// The whole blocks that can be reused now, as events that would bring them there.
+    pub fn kv_contents(&self) -> Vec<KvEvent> {
+        self.scheduler.pool().contents()
+    }
+
+    /// Appends the changes of what can be reused since the last call, in order. The first call only begins to record them.
+    pub fn take_kv_events(&mut self, events: &mut Vec<KvEvent>) {
+        self.scheduler.take_kv_events(events);
+    }
+
     /// Forgets what could be reused, e.g. before measuring.
     pub fn clear_cache(&mut self) {
         self.scheduler.clear_cache();
@@ -288,6 +333,17 @@ impl Engine {
             return Err(format!("{known} requests known, {waiting} waiting, {running} running, {} free tags", self.free_tags.len()));
         }
         self.scheduler.check_integrity()
+    }
+
+    /// Has the drafting model make the tokens that sequences want for the next step; returns how many tokens it computed.
+    fn draft(&mut self) -> Result<usize> {
+        let Some(drafting) = &mut self.drafting else { return Ok(0) };
+        let drafting_since = Instant::now();
+        let active = &self.active;
+        let params = |tag: usize| active[tag].as_ref().map_or(SampleParams::GREEDY, |a| a.params);
+        let result = drafting.draft(&mut self.scheduler, params);
+        self.stats.last_step.device_time += drafting_since.elapsed();
+        result
     }
 
     /// Uploads a plan and issues its operations.
@@ -325,10 +381,10 @@ impl Engine {
     fn fill_params(&mut self, plan: &Plan) -> Result<()> {
         let vocab = self.model_info().vocab;
         self.params.clear();
-        for planned in plan.sampling() {
+        for (planned, draw) in plan.sampling() {
             let mut params = SampleParams::GREEDY;
             if let Some(active) = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id) {
-                params = SampleParams { position: planned.draw as u32, ..active.params };
+                params = SampleParams { position: draw as u32, ..active.params };
                 if let Some(history) = &mut active.history {
                     params.counts_row = self.counts.row(self.runner.backend(), vocab, history)?;
                 }
@@ -343,7 +399,7 @@ impl Engine {
         let vocab = self.model_info().vocab;
         self.masks.clear();
         self.unmasked.clear();
-        for (row, planned) in plan.sampling().enumerate() {
+        for (row, (planned, _)) in plan.sampling().enumerate() {
             let active = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id);
             let Some(active) = active else {
                 // A row without a request has no grammar either.
@@ -374,12 +430,18 @@ impl Engine {
 
     /// Takes in what the step under way computed, if there is one.
     fn land(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let Some(plan) = self.flight.take() else { return Ok(()) };
+        let Some((plan, began)) = self.flight.take() else { return Ok(()) };
         self.outcomes.clear();
         self.logprobs.clear();
         let waiting = Instant::now();
         let result = self.runner.wait().and_then(|()| self.read_logprobs(&plan));
-        self.stats.last_step.device_time += waiting.elapsed();
+        let now = Instant::now();
+        self.stats.last_step.device_time += now - waiting;
+        let before = std::mem::replace(&mut self.landed, now);
+        if let Some(began) = began.filter(|_| plan.seqs.iter().all(|s| s.tokens == s.samples)) {
+            let took = now - began.max(before);
+            self.times.record(plan.seqs.len(), plan.samples() - plan.seqs.len(), took.as_secs_f32());
+        }
         match result {
             Ok(()) => self.scheduler.commit(plan, self.runner.tokens(), &mut self.outcomes),
             Err(_) => self.scheduler.abort(plan, &mut self.outcomes),
@@ -390,7 +452,7 @@ impl Engine {
 
     /// The log-probabilities that requests of a step asked for, with their rows: the model's own, before any mask.
     fn read_logprobs(&mut self, plan: &Plan) -> Result<()> {
-        for (row, planned) in plan.sampling().enumerate() {
+        for (row, (planned, _)) in plan.sampling().enumerate() {
             let of_request = self.active[planned.tag].as_ref().filter(|a| a.id == planned.id);
             let Some(count) = of_request.and_then(|a| a.logprobs) else { continue };
             let token = self.runner.tokens().get(row).copied().unwrap_or_default();

@@ -12,6 +12,7 @@
 
 mod block_pool;
 mod counts;
+mod draft;
 mod engine;
 mod error;
 mod grammar;
@@ -26,10 +27,12 @@ mod runner;
 mod scheduler;
 mod score;
 mod sequence;
+mod speculate;
 mod stop;
 mod text;
+mod users;
 
-pub use block_pool::{BlockId, BlockPool, Prefix};
+pub use block_pool::{BlockId, BlockPool, KvEvent, Prefix};
 pub use engine::{Engine, Event, Stats, StepStats};
 pub use error::{Error, Result, SubmitError};
 pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, MAX_GRAMMAR_BYTES, MAX_GRAMMAR_DEPTH};
@@ -40,5 +43,7 @@ pub use plan::{Plan, PlannedSequence, RequestId};
 pub use request::{MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_TOKENS, Request, SamplingParams};
 pub use scheduler::{Counts, Limits, Outcome, Scheduler};
 pub use sequence::{ContextFull, FinishReason, Finished, NewSequence};
+pub use speculate::StepTimes;
 pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopStrings};
 pub use text::{Answer, TextOptions, TextStream};
+pub use users::UserId;

@@ -29,13 +29,32 @@ impl MemoryPlan {
     /// # Errors
     /// [`crate::Error::Option`] when an option is impossible by itself.
     pub fn new(info: &ModelInfo, weights_bytes: u64, backend: &dyn Backend, options: &EngineOptions) -> crate::Result<Self> {
+        Self::with_drafting_model(info, weights_bytes, None, backend, options)
+    }
+
+    /// As [`MemoryPlan::new`], with a second model that makes draft tokens, and the bytes of its weights.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn with_drafting_model(
+        info: &ModelInfo,
+        weights_bytes: u64,
+        drafting: Option<(&ModelInfo, u64)>,
+        backend: &dyn Backend,
+        options: &EngineOptions,
+    ) -> crate::Result<Self> {
         let sizes = Sizes::new(info, backend, options)?;
-        let kv_bytes_per_token = info.kv_bytes_per_token(sizes.kv_dtype) as u64;
-        let kv_bytes = KvCache::bytes(info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens) as u64;
-        let activations = Scratch::bytes(info, backend.activation_dtype(), sizes.max_step_tokens, sizes.max_logit_rows);
-        let indices = sizes.index_elements() * DType::I32.block_bytes();
-        let workspace = backend.workspace_bytes(info.hidden.max(info.inner).max(info.heads * info.head_dim));
-        let scratch_bytes = (activations + indices + workspace) as u64;
+        let models = [Some((info, sizes)), drafting.map(|(info, _)| (info, sizes.of_drafting_model()))];
+        let models = || models.iter().flatten();
+        let weights_bytes = weights_bytes + drafting.map_or(0, |(_, bytes)| bytes);
+        let kv_bytes_per_token = models().map(|(info, _)| info.kv_bytes_per_token(sizes.kv_dtype) as u64).sum::<u64>();
+        let kv_bytes = models().map(|(info, s)| KvCache::bytes(info, s.kv_dtype, s.blocks, s.block_tokens) as u64).sum();
+        let scratch = |(info, sizes): &(&ModelInfo, Sizes)| {
+            let activations = Scratch::bytes(info, backend.activation_dtype(), sizes.max_step_tokens, sizes.max_logit_rows);
+            activations + sizes.index_elements() * DType::I32.block_bytes()
+        };
+        let workspace = backend.workspace_bytes(models().map(|(i, _)| i.hidden.max(i.inner).max(i.heads * i.head_dim)).max().unwrap_or(0));
+        let scratch_bytes = (models().map(scratch).sum::<usize>() + workspace) as u64;
         let available_bytes = backend.device().memory_available_bytes;
         let left = available_bytes.saturating_sub(weights_bytes).saturating_sub(scratch_bytes);
         let whole_blocks = left / (kv_bytes_per_token * sizes.block_tokens as u64).max(1);

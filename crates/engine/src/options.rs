@@ -3,12 +3,17 @@
 use ferrum_kernels::{Backend, DType};
 use ferrum_models::ModelInfo;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    speculate::MAX_STEP_DRAFTS,
+};
 
 /// The context when nobody asks for one: what most chats need, and little memory.
 const DEFAULT_CONTEXT: usize = 4096;
 const MAX_SEQS: usize = 4096;
 const MAX_STEP_TOKENS: usize = 1 << 16;
+/// Draft tokens of one sequence in one step
+const MAX_DRAFTS: usize = 32;
 
 /// What an engine is made for. The default is one user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +36,11 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// The model's own end tokens
     pub end_tokens: Vec<u32>,
+    /// Draft tokens of one sequence in one step, at most 32; 0: no speculation. Without a model for drafts they are looked
+    /// up in the text itself
+    pub draft_tokens: usize,
+    /// Whether to compute draft tokens also where the measured times of steps say that it does not pay
+    pub draft_always: bool,
 }
 
 impl Default for EngineOptions {
@@ -45,6 +55,8 @@ impl Default for EngineOptions {
             kv_blocks: None,
             prefix_cache: true,
             end_tokens: Vec::new(),
+            draft_tokens: 0,
+            draft_always: false,
         }
     }
 }
@@ -56,6 +68,9 @@ pub(crate) struct Sizes {
     pub max_seqs: usize,
     pub max_step_tokens: usize,
     pub max_logit_rows: usize,
+    /// Draft tokens: of one sequence in one step, and of one step
+    pub max_drafts: usize,
+    pub max_step_drafts: usize,
     pub block_tokens: usize,
     pub blocks: usize,
     pub kv_dtype: DType,
@@ -75,8 +90,12 @@ impl Sizes {
             backend.max_step_tokens().min(all).max(max_seqs)
         });
         between("max_step_tokens", max_step_tokens, max_seqs, MAX_STEP_TOKENS)?;
+        let max_drafts = options.draft_tokens;
+        between("draft_tokens", max_drafts, 0, MAX_DRAFTS)?;
+        let max_step_drafts = (max_drafts * max_seqs).min(MAX_STEP_DRAFTS).min(max_step_tokens - 1);
         let max_logit_rows = options.max_logit_rows.unwrap_or(max_seqs);
         between("max_logit_rows", max_logit_rows, max_seqs, MAX_STEP_TOKENS)?;
+        let max_logit_rows = max_logit_rows.max(max_seqs + max_step_drafts);
         let table = max_context.div_ceil(block_tokens);
         let blocks = options.kv_blocks.unwrap_or(max_seqs.saturating_mul(table));
         // Slots are 32-bit on the device.
@@ -88,7 +107,17 @@ impl Sizes {
         if let Some(id) = options.end_tokens.iter().find(|&&id| id as usize >= info.vocab) {
             return Err(option("end_tokens", format!("token id {id}"), format!("ids must be below the vocabulary of {}", info.vocab)));
         }
-        Ok(Self { max_context, max_seqs, max_step_tokens, max_logit_rows, block_tokens, blocks, kv_dtype })
+        Ok(Self { max_context, max_seqs, max_step_tokens, max_logit_rows, max_drafts, max_step_drafts, block_tokens, blocks, kv_dtype })
+    }
+
+    /// The sizes for the model that makes drafts: in the same blocks, one token of each sequence at a time.
+    pub fn of_drafting_model(&self) -> Self {
+        Self { max_drafts: 0, max_step_drafts: 0, max_logit_rows: self.max_seqs, ..*self }
+    }
+
+    /// Tokens that one step samples.
+    pub fn max_samples(&self) -> usize {
+        self.max_seqs + self.max_step_drafts
     }
 
     /// Blocks of the longest sequence.

@@ -47,17 +47,26 @@ pub struct PlannedSequence {
     pub(crate) rank: Rank,
     /// Tokens of this step
     pub tokens: usize,
-    /// Whether the step reaches the sequence's last token, so that the next one is sampled
-    pub samples: bool,
-    /// Number of the token to be sampled, counted from the start of the prompt and not changed by preemption or context shift
+    /// Tokens to be sampled: 1 if the step reaches the sequence's last token, and one more behind each draft token
+    pub samples: usize,
+    /// Number of the first token to be sampled, counted from the start of the prompt and not changed by preemption or context shift
     pub draw: usize,
+}
+
+impl PlannedSequence {
+    /// Draft tokens among its tokens: the last ones.
+    pub fn drafts(&self) -> usize {
+        self.samples.saturating_sub(1)
+    }
 }
 
 /// The part of one sequence that a step computes.
 pub(crate) struct Segment<'a> {
     /// What is known of the text
     pub tokens: &'a [u32],
-    /// The entry for the token behind `tokens`
+    /// What may come behind it
+    pub drafts: &'a [u32],
+    /// The entry for the token behind both
     pub drawn: i32,
     /// Positions to compute
     pub range: Range<usize>,
@@ -81,7 +90,7 @@ impl Plan {
             context_lens: Vec::with_capacity(max_seqs),
             block_tables: Vec::with_capacity(max_seqs * limits.max_context.div_ceil(block_tokens)),
             table_width: 0,
-            logit_rows: Vec::with_capacity(max_seqs),
+            logit_rows: Vec::with_capacity(max_seqs + limits.max_step_drafts),
             max_query_len: 0,
         }
     }
@@ -95,9 +104,15 @@ impl Plan {
         self.max_query_len == 1 && self.logit_rows.len() == self.tokens.len()
     }
 
-    /// Sequences whose next token is sampled, in the order of their logits.
-    pub fn sampling(&self) -> impl Iterator<Item = &PlannedSequence> {
-        self.seqs.iter().filter(|s| s.samples)
+    /// Tokens that are sampled.
+    pub fn samples(&self) -> usize {
+        self.seqs.iter().map(|s| s.samples).sum()
+    }
+
+    /// For each token that is sampled, in the order of the logits: its sequence, and its number as in
+    /// [`PlannedSequence::draw`].
+    pub fn sampling(&self) -> impl Iterator<Item = (&PlannedSequence, usize)> {
+        self.seqs.iter().flat_map(|s| (s.draw..s.draw + s.samples).map(move |draw| (s, draw)))
     }
 
     /// Empties the plan; segments pushed from here on have at most `table_width` blocks.
@@ -120,10 +135,11 @@ impl Plan {
     }
 
     pub(crate) fn push(&mut self, segment: &Segment) {
-        let Segment { tokens, drawn, range, logits, blocks, block_tokens } = segment;
+        let Segment { tokens, drafts, drawn, range, logits, blocks, block_tokens } = segment;
         let first_row = self.tokens.len();
         for position in range.clone() {
-            self.tokens.push(tokens.get(position).map_or(*drawn, |&token| token as i32));
+            let known = tokens.get(position).or_else(|| drafts.get(position - tokens.len()));
+            self.tokens.push(known.map_or(*drawn, |&token| token as i32));
             self.positions.push(position as i32);
             self.slots.push((blocks[position / block_tokens] as usize * block_tokens + position % block_tokens) as i32);
         }

@@ -6,6 +6,7 @@ use crate::{
     error::SubmitError,
     grammar::Constraint,
     sequence::{ContextFull, NewSequence},
+    users::UserId,
 };
 
 /// Most alternatives reported per token.
@@ -75,6 +76,8 @@ pub struct Request {
     pub on_context_full: ContextFull,
     /// Lower values go first
     pub priority: i32,
+    /// Whose request it is: where the priority is the same, the next place goes to whoever has been served least
+    pub user: UserId,
 }
 
 impl Request {
@@ -91,6 +94,7 @@ impl Request {
             logprobs: None,
             on_context_full: ContextFull::Finish,
             priority: 0,
+            user: UserId::default(),
         }
     }
 
@@ -162,7 +166,13 @@ impl Request {
         s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0
     }
 
-    /// The part for the scheduler, of a validated request.
+    /// Whether several of its tokens can be drawn in one step. The counts that penalties look at and the state of a grammar
+    /// are those of one row.
+    pub(crate) fn may_speculate(&self) -> bool {
+        !self.has_penalties() && self.constraint.is_none()
+    }
+
+    /// The part for the scheduler, of a validated request; whether it speculates is for the caller to say.
     pub(crate) fn into_sequence(self, end_tokens: &[u32], tag: usize) -> NewSequence {
         let mut stop_tokens = self.stop_tokens;
         if !self.ignore_eos {
@@ -173,7 +183,9 @@ impl Request {
             max_tokens: self.max_tokens.unwrap_or(MAX_TOKENS).min(MAX_TOKENS) as usize,
             stop_tokens,
             priority: self.priority,
+            user: self.user,
             on_context_full: self.on_context_full,
+            speculates: false,
             tag,
         }
     }

@@ -44,11 +44,11 @@ struct Device {
     scratch: Scratch,
     /// `[index_elements]` I32: all arrays of a step, one behind the other, so that one copy brings them
     index: Tensor,
-    /// `[max_seqs, size_of::<SampleParams>()]` U8
+    /// `[max_samples, size_of::<SampleParams>()]` U8
     params: Tensor,
     /// as `params`, each row [`SampleParams::GREEDY`]
     greedy: Tensor,
-    /// `[max_seqs]` I32: what the last step drew
+    /// `[max_samples]` I32: what the last step drew
     drawn: Tensor,
 }
 
@@ -73,18 +73,18 @@ impl Runner {
     /// When memory is short.
     pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, sizes: &Sizes) -> Result<Self> {
         let info = model.info();
-        let params_shape = [sizes.max_seqs, size_of::<SampleParams>()];
+        let params_shape = [sizes.max_samples(), size_of::<SampleParams>()];
         let greedy = backend.zeros(DType::U8, &params_shape)?;
-        backend.upload(&greedy, bytemuck::cast_slice(&vec![SampleParams::GREEDY; sizes.max_seqs]))?;
+        backend.upload(&greedy, bytemuck::cast_slice(&vec![SampleParams::GREEDY; sizes.max_samples()]))?;
         let landing =
-            || -> Result<Landing> { Ok(Landing { readback: backend.readback(sizes.max_seqs * DType::I32.block_bytes())?, rows: 0 }) };
+            || -> Result<Landing> { Ok(Landing { readback: backend.readback(sizes.max_samples() * DType::I32.block_bytes())?, rows: 0 }) };
         Ok(Self {
             graphs: backend.is_asynchronous().then(|| Graphs::new(sizes)),
             staging: Vec::with_capacity(sizes.index_elements()),
             landing: [landing()?, landing()?],
             issued: 0,
             landed: 0,
-            tokens: Vec::with_capacity(sizes.max_seqs),
+            tokens: Vec::with_capacity(sizes.max_samples()),
             logits: vec![0.0; info.vocab],
             device: Device {
                 kv: KvCache::new(&*backend, info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens)?,
@@ -92,7 +92,7 @@ impl Runner {
                 index: backend.zeros(DType::I32, &[sizes.index_elements()])?,
                 params: backend.zeros(DType::U8, &params_shape)?,
                 greedy,
-                drawn: backend.zeros(DType::I32, &[sizes.max_seqs])?,
+                drawn: backend.zeros(DType::I32, &[sizes.max_samples()])?,
                 backend,
                 model,
             },

@@ -1,7 +1,8 @@
 //! Decides what each step computes. Pure and deterministic: no clock, no device, no channel.
 //!
 //! Every step spends a budget of tokens: first on running sequences that are one token short (decodes), then on those with
-//! more to compute (prefill, in chunks), then on waiting requests. Rank is priority, then arrival. When blocks run out, the
+//! more to compute (prefill, in chunks), then on waiting requests. Rank is priority, then arrival; of the waiting requests
+//! with the same priority, the next one is the first of the user who has been served least. When blocks run out, the
 //! lowest-ranked running sequence gives its blocks back and waits to be computed anew; what it computed stays in the prefix
 //! cache for as long as nobody needs the room. A sequence never takes blocks from one ranked above it, so the first
 //! always moves.
@@ -14,10 +15,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    block_pool::{BlockId, BlockPool, Prefix},
+    block_pool::{BlockId, BlockPool, KvEvent, Prefix},
     error::SubmitError,
     plan::{Plan, PlannedSequence, RequestId, Segment},
     sequence::{ContextFull, FinishReason, Finished, Leaving, NewSequence, Rank, Sequence},
+    speculate::{self, Drafter, Lookup, StepTimes},
+    users::Users,
 };
 
 /// Sizes that do not change while an engine lives.
@@ -31,6 +34,12 @@ pub struct Limits {
     pub max_step_tokens: usize,
     /// Requests that may wait
     pub max_waiting: usize,
+    /// Draft tokens of one sequence in one step; 0: no speculation
+    pub max_drafts: usize,
+    /// Draft tokens of one step
+    pub max_step_drafts: usize,
+    /// Whether drafts come from a model, not from the text itself
+    pub drafting_model: bool,
 }
 
 /// What became of a sequence in a step.
@@ -48,13 +57,18 @@ pub struct Outcome {
 /// Counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Tokens that went through the model, those computed again included
+    /// Tokens that went through the model, those computed again included, wrong draft tokens not
     pub computed_tokens: u64,
     /// Prompt tokens taken from the prefix cache instead
     pub reused_tokens: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
     pub context_shifts: u64,
+    /// Times a sequence computed draft tokens
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    /// Draft tokens that were right
+    pub accepted_tokens: u64,
 }
 
 /// See the module's documentation.
@@ -63,6 +77,7 @@ pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
     waiting: BTreeMap<Rank, Sequence>,
+    users: Users,
     /// Ascending by rank
     running: Vec<Sequence>,
     /// Plans that are not committed
@@ -88,6 +103,7 @@ impl Scheduler {
             staying: Vec::with_capacity(limits.max_seqs),
             spare: (0..MAX_UNDER_WAY).map(|_| Plan::for_steps(&limits, pool.block_tokens())).collect(),
             waiting: BTreeMap::new(),
+            users: Users::default(),
             under_way: 0,
             next_id: 0,
             counts: Counts::default(),
@@ -140,9 +156,16 @@ impl Scheduler {
         if self.waiting.len() >= self.limits.max_waiting {
             return Err(SubmitError::QueueFull { limit: self.limits.max_waiting });
         }
-        let id = RequestId(self.next_id);
+        let (id, speculates) = (RequestId(self.next_id), new.speculates);
         self.next_id += 1;
-        let sequence = Sequence::new(id, new);
+        let mut sequence = Sequence::new(id, new);
+        sequence.drafter = match self.limits.max_drafts {
+            0 => Drafter::None,
+            _ if !speculates => Drafter::None,
+            _ if self.limits.drafting_model => Drafter::Model,
+            _ => Drafter::Lookup(Lookup::default()),
+        };
+        self.users.enter(sequence.user);
         self.waiting.insert(sequence.rank, sequence);
         Ok(id)
     }
@@ -156,6 +179,7 @@ impl Scheduler {
             self.waiting.remove(&rank)?
         };
         give_back(&mut self.pool, &mut s);
+        self.users.leave(s.user);
         Some((s.tag, s.finished(FinishReason::Cancelled, None)))
     }
 
@@ -174,6 +198,31 @@ impl Scheduler {
         going_on.map(needed).sum::<usize>() > self.pool.available()
     }
 
+    /// Decides who speculates in the step that is planned next. With a drafting model, those in [`Scheduler::drafting`] then
+    /// want tokens from it.
+    pub fn speculate(&mut self, times: &StepTimes) {
+        if self.limits.max_drafts == 0 {
+            return;
+        }
+        for s in &mut self.running {
+            (s.held, s.wanted) = (false, 0);
+            if s.verifying == 0 {
+                s.drafts.clear();
+            }
+        }
+        let max_context = self.limits.max_context;
+        let admits = !self.waiting.is_empty() && self.running.len() < self.limits.max_seqs;
+        let prefills = self.running.iter().any(|s| s.verifying == 0 && !s.is_ending(max_context) && s.remaining() > 1);
+        if !admits && !prefills {
+            speculate::choose(&mut self.running, &mut self.pool, &self.limits, times, self.under_way > 0);
+        }
+    }
+
+    /// Sequences that want draft tokens from a model.
+    pub(crate) fn drafting(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.running.iter_mut().filter(|s| s.wanted > 0)
+    }
+
     /// Decides on the next step. It is empty when there is nothing to do before a step under way is committed, or at all.
     /// [`Scheduler::commit`] or [`Scheduler::abort`] takes the plan back. At most two are out at a time, and while one is,
     /// [`Scheduler::must_wait`] must have said no.
@@ -187,7 +236,8 @@ impl Scheduler {
             let mut index = 0;
             while index < self.running.len() {
                 let sequence = &self.running[index];
-                if sequence.planned == 0 && !sequence.is_ending(max_context) && (sequence.remaining() == 1) == decodes {
+                let free = sequence.planned == 0 && !sequence.held && sequence.verifying == 0 && !sequence.is_ending(max_context);
+                if free && (sequence.remaining() == 1) == decodes {
                     self.schedule(index, &mut budget, &mut plan.preempted);
                 }
                 index += 1;
@@ -205,18 +255,39 @@ impl Scheduler {
 
     /// Takes in what the step computed. `tokens` are the sampled tokens in the order of [`Plan::sampling`].
     pub fn commit(&mut self, plan: Plan, tokens: &[u32], outcomes: &mut Vec<Outcome>) {
-        debug_assert_eq!(tokens.len(), plan.sampling().count());
-        let (mut sampled, mut index, mut leave) = (tokens.iter().copied().enumerate(), 0, false);
+        debug_assert_eq!(tokens.len(), plan.samples());
+        let (mut next_row, mut index, mut leave) = (0, 0, false);
         for planned in &plan.seqs {
-            let token = if planned.samples { sampled.next() } else { None };
+            let rows = next_row..next_row + planned.samples;
+            next_row = rows.end;
             let Some(s) = find(&mut self.running, &mut index, planned) else { continue };
-            advance(&mut self.pool, s, planned.tokens);
-            self.counts.computed_tokens += planned.tokens as u64;
-            if let Some((row, token)) = token {
-                let outcome = self.append(index, row, token);
-                leave |= self.running[index].leaving.is_some();
-                outcomes.push(outcome);
+            let (drafts, generated) = (planned.drafts(), s.generated);
+            s.verifying -= drafts;
+            advance(&mut self.pool, s, planned.tokens - drafts);
+            self.counts.computed_tokens += (planned.tokens - drafts) as u64;
+            self.counts.drafts += u64::from(drafts > 0);
+            self.counts.draft_tokens += drafts as u64;
+            for (number, row) in rows.enumerate() {
+                let (s, token) = (&mut self.running[index], tokens[row]);
+                // The rows behind this one were computed with the draft token, and count only if that is the one.
+                let draft = s.drafts.get(number).filter(|_| number < drafts).map(|&draft| draft == token);
+                s.record_verified(draft);
+                outcomes.push(self.append(index, row, token));
+                let s = &mut self.running[index];
+                leave |= s.leaving.is_some();
+                self.counts.accepted_tokens += u64::from(draft == Some(true));
+                if draft != Some(true) || s.leaving.is_some() {
+                    break;
+                }
+                (s.drawn, s.in_flight) = (s.drawn + 1, s.in_flight + 1);
+                advance(&mut self.pool, s, 1);
+                self.counts.computed_tokens += 1;
             }
+            let s = &mut self.running[index];
+            if drafts > 0 {
+                s.drafts.clear();
+            }
+            self.users.serve(s.user, planned.tokens - drafts, s.generated - generated);
         }
         self.take_back(plan, leave);
     }
@@ -248,7 +319,7 @@ impl Scheduler {
                 Some(Leaving::Waiting) => {
                     self.waiting.insert(s.rank, s);
                 }
-                Some(Leaving::Finished) => {}
+                Some(Leaving::Finished) => self.users.leave(s.user),
             }
         }
         std::mem::swap(&mut self.running, &mut self.staying);
@@ -265,6 +336,11 @@ impl Scheduler {
     /// Ends a loan of [`Scheduler::borrow_blocks`].
     pub fn return_blocks(&mut self, blocks: Vec<BlockId>) {
         blocks.into_iter().for_each(|block| self.pool.release(block));
+    }
+
+    /// See [`BlockPool::take_events`].
+    pub fn take_kv_events(&mut self, events: &mut Vec<KvEvent>) {
+        self.pool.take_events(events);
     }
 
     /// Empties the prefix cache.
@@ -287,6 +363,9 @@ impl Scheduler {
             ensure(s.tokens.len() < self.limits.max_context && len <= self.limits.max_context, format!("{id}: {len} tokens"))?;
             ensure(s.planned == 0 && s.leaving.is_none(), format!("{id} is planned or leaving between steps"))?;
             ensure(s.drawn <= self.under_way, format!("{id}: {} tokens drawn by {} steps under way", s.drawn, self.under_way))?;
+            let verifies = s.verifying == s.drafts.len() && next + s.verifying <= room && s.drafted <= s.tokens.len() + s.drafts.len();
+            ensure(s.verifying == 0 || verifies, format!("{id}: {} of {} drafts verified", s.verifying, s.drafts.len()))?;
+            ensure(self.under_way > 0 || s.verifying == 0, format!("{id}: {} drafts verified in no step", s.verifying))?;
             ensure(self.under_way > 0 || s.in_flight == 0, format!("{id}: {} tokens under way in no step", s.in_flight))?;
             s.blocks.iter().for_each(|&b| users[b as usize] += 1);
         }
@@ -298,7 +377,9 @@ impl Scheduler {
         ensure(self.running.len() <= self.limits.max_seqs, format!("{} sequences run", self.running.len()))?;
         ensure(self.under_way + self.spare.len() == MAX_UNDER_WAY, format!("{} plans are under way", self.under_way))?;
         let idle = self.waiting.values().all(|s| s.blocks.is_empty() && s.next() == 0 && s.planned == 0 && s.drawn == 0);
-        ensure(idle, "a waiting sequence holds blocks".into())
+        ensure(idle, "a waiting sequence holds blocks".into())?;
+        let (counted, known) = (self.users.requests(), self.waiting.len() + self.running.len());
+        ensure(counted == known, format!("{counted} requests of all users, {known} known"))
     }
 
     /// Plans as many tokens of a running sequence as budget and blocks allow.
@@ -316,14 +397,18 @@ impl Scheduler {
             }
         }
         let sequence = &mut self.running[index];
-        sequence.planned = end.min(sequence.blocks.len() * block_tokens).saturating_sub(sequence.next());
+        let room = sequence.blocks.len() * block_tokens;
+        sequence.planned = end.min(room).saturating_sub(sequence.next());
         *budget -= sequence.planned;
+        let drafts = if sequence.planned == 1 { room.saturating_sub(end).min(*budget) } else { 0 };
+        sequence.drafts.truncate(drafts);
+        *budget -= sequence.drafts.len();
     }
 
     /// Sends the last running sequence back to the queue and returns how many tokens were planned for it.
     fn preempt(&mut self, preempted: &mut Vec<usize>) -> usize {
         let Some(mut sequence) = self.running.pop() else { return 0 };
-        let planned = sequence.planned;
+        let planned = if sequence.planned > 0 { sequence.planned + sequence.drafts.len() } else { 0 };
         give_back(&mut self.pool, &mut sequence);
         preempted.push(sequence.tag);
         self.counts.preemptions += 1;
@@ -331,20 +416,30 @@ impl Scheduler {
         planned
     }
 
-    /// Moves the first waiting request to the running ones when there is room for all its tokens besides those of everyone
+    /// The waiting request whose turn it is.
+    fn next_waiting(&self) -> Option<Rank> {
+        let first = *self.waiting.first_key_value()?.0;
+        if self.users.active() < 2 {
+            return Some(first);
+        }
+        let most_urgent = self.waiting.range(..=Rank { id: RequestId(u64::MAX), ..first });
+        most_urgent.min_by_key(|(rank, s)| (self.users.served(s.user), rank.id)).map(|(rank, _)| *rank)
+    }
+
+    /// Moves the next waiting request to the running ones when there is room for all its tokens besides those of everyone
     /// running and one more block for each of them, and returns its index.
     fn admit(&mut self) -> Option<usize> {
         let block_tokens = self.pool.block_tokens();
         let missing = |s: &Sequence| s.len().div_ceil(block_tokens).saturating_sub(s.blocks.len());
         let promised = self.running.iter().map(|s| missing(s) + 1).sum::<usize>();
-        let mut entry = self.waiting.first_entry()?;
-        let sequence = entry.get_mut();
+        let rank = self.next_waiting()?;
+        let sequence = self.waiting.get_mut(&rank)?;
         let prefix = self.pool.acquire(&sequence.tokens, &mut sequence.blocks);
         if self.pool.available() < missing(sequence) + promised {
             sequence.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
             return None;
         }
-        let mut sequence = entry.remove();
+        let mut sequence = self.waiting.remove(&rank)?;
         sequence.prefix = prefix;
         sequence.computed = sequence.blocks.len() * block_tokens;
         if let Some((block, kept)) = self.pool.take_tail(prefix, &sequence.tokens[sequence.computed..]) {
@@ -354,6 +449,10 @@ impl Scheduler {
         if sequence.reused.is_none() {
             sequence.reused = Some(sequence.computed);
             self.counts.reused_tokens += sequence.computed as u64;
+        }
+        if let Drafter::Lookup(lookup) = &mut sequence.drafter {
+            let longest = sequence.prompt_len.saturating_add(sequence.max_tokens).clamp(sequence.tokens.len(), self.limits.max_context);
+            lookup.restart(&sequence.tokens, longest);
         }
         // Decoding then allocates nothing.
         let longest = sequence.prompt_len.saturating_add(sequence.max_tokens).clamp(sequence.tokens.len(), self.limits.max_context);
@@ -367,25 +466,27 @@ impl Scheduler {
     fn fill(&mut self, plan: &mut Plan) {
         let block_tokens = self.pool.block_tokens();
         let planned = self.running.iter().filter(|s| s.planned > 0);
-        plan.begin(planned.map(|s| (s.next() + s.planned).div_ceil(block_tokens)).max().unwrap_or(0));
+        plan.begin(planned.map(|s| (s.next() + s.planned + s.drafts.len()).div_ceil(block_tokens)).max().unwrap_or(0));
         let mut row = 0;
         for s in self.running.iter_mut().filter(|s| s.planned > 0) {
-            let (start, end) = (s.next(), s.next() + s.planned);
-            let samples = end == s.len();
+            let (start, end, drafts) = (s.next(), s.next() + s.planned, s.drafts.len());
+            let samples = if end == s.len() { 1 + drafts } else { 0 };
             plan.push(&Segment {
                 tokens: &s.tokens,
+                drafts: &s.drafts,
                 drawn: -1 - s.drawn_row as i32,
-                range: start..end,
-                logits: if samples { end - 1..end } else { end..end },
+                range: start..end + drafts,
+                logits: end + drafts - samples..end + drafts,
                 blocks: &s.blocks,
                 block_tokens,
             });
             let draw = s.prompt_len + s.generated + s.drawn;
-            plan.seqs.push(PlannedSequence { id: s.id(), tag: s.tag, rank: s.rank, tokens: s.planned, samples, draw });
+            plan.seqs.push(PlannedSequence { id: s.id(), tag: s.tag, rank: s.rank, tokens: s.planned + drafts, samples, draw });
             s.in_flight += std::mem::take(&mut s.planned);
-            if samples {
+            s.verifying = drafts;
+            if samples > 0 {
                 (s.drawn, s.drawn_row) = (s.drawn + 1, row);
-                row += 1;
+                row += samples;
             }
         }
     }
@@ -400,6 +501,7 @@ impl Scheduler {
             return Outcome { id, tag, row, token: None, finished };
         }
         s.tokens.push(token);
+        s.record_token();
         s.generated += 1;
         self.counts.generated_tokens += 1;
         let finished = if s.generated >= s.max_tokens {
@@ -456,5 +558,7 @@ fn give_back(pool: &mut BlockPool, s: &mut Sequence) {
             pool.release(block);
         }
     }
+    s.drafts.clear();
     (s.computed, s.planned, s.in_flight, s.drawn, s.prefix) = (0, 0, 0, 0, Prefix::EMPTY);
+    (s.verifying, s.wanted, s.drafted, s.held) = (0, 0, 0, false);
 }

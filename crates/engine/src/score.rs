@@ -53,6 +53,7 @@ impl Engine {
             plan.begin(blocks.len());
             plan.push(&Segment {
                 tokens,
+                drafts: &[],
                 drawn: 0,
                 range: start..end,
                 logits: first_scored..end,

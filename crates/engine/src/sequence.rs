@@ -5,6 +5,8 @@ use std::cmp::Ordering;
 use crate::{
     block_pool::{BlockId, Prefix},
     plan::RequestId,
+    speculate::{Drafter, FIRST_ACCEPTANCE},
+    users::UserId,
 };
 
 /// What the scheduler has to know of a request.
@@ -15,9 +17,12 @@ pub struct NewSequence {
     pub max_tokens: usize,
     /// Tokens that end the generation and are not part of it
     pub stop_tokens: Vec<u32>,
-    /// Lower values go first; equal ones in the order they came
+    /// Lower values go first; of equal ones, those of the user who has been served least
     pub priority: i32,
+    pub user: UserId,
     pub on_context_full: ContextFull,
+    /// Whether it may compute draft tokens, where the engine does that
+    pub speculates: bool,
     /// What the caller knows it by; comes back in plans and outcomes
     pub tag: usize,
 }
@@ -120,7 +125,21 @@ pub(crate) struct Sequence {
     pub max_tokens: usize,
     pub stop_tokens: Vec<u32>,
     pub on_context_full: ContextFull,
+    pub user: UserId,
     pub tag: usize,
+    pub drafter: Drafter,
+    /// Part of the last draft tokens that were right, late ones weighing more
+    pub acceptance: f32,
+    /// What may come behind `tokens`, for the step that is being planned or, if `verifying`, for the one under way
+    pub drafts: Vec<u32>,
+    /// Draft tokens of a step under way; 0: nothing speculative is under way
+    pub verifying: usize,
+    /// Draft tokens that a drafting model is to make for the next step
+    pub wanted: usize,
+    /// First tokens of `tokens` and `drafts` whose keys and values a drafting model has
+    pub drafted: usize,
+    /// Left out of the next step, so that its token is known and it can speculate in the one behind it
+    pub held: bool,
     /// Set while a commit goes on and it has left the running ones
     pub leaving: Option<Leaving>,
 }
@@ -151,7 +170,15 @@ impl Sequence {
             max_tokens: new.max_tokens,
             stop_tokens: new.stop_tokens,
             on_context_full: new.on_context_full,
+            user: new.user,
             tag: new.tag,
+            drafter: Drafter::None,
+            acceptance: FIRST_ACCEPTANCE,
+            drafts: Vec::new(),
+            verifying: 0,
+            wanted: 0,
+            drafted: 0,
+            held: false,
             leaving: None,
         }
     }
@@ -173,6 +200,11 @@ impl Sequence {
     /// Tokens to compute next; at least 1.
     pub fn remaining(&self) -> usize {
         self.len() - self.next()
+    }
+
+    /// Whether the next step can compute one token of it and the drafts behind that.
+    pub fn may_go_on(&self, max_context: usize) -> bool {
+        self.verifying == 0 && !self.is_ending(max_context) && self.remaining() == 1
     }
 
     /// Whether the tokens under way end it, whichever they are.

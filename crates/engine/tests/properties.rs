@@ -5,8 +5,10 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{VOCAB, constraints, engine, expected, overlapped_engine};
-use ferrum_engine::{ContextFull, EngineOptions, Event, FinishReason, Request, RequestId, SamplingParams, SubmitError};
+use common::{VOCAB, constraints, drafting_engine, engine, expected, overlapped_engine};
+use ferrum_engine::{
+    ContextFull, Engine, EngineOptions, Event, FinishReason, KvEvent, Request, RequestId, SamplingParams, SubmitError, UserId,
+};
 use proptest::{collection::vec, option, prelude::*};
 
 const END_TOKENS: [u32; 1] = [3];
@@ -71,6 +73,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
                 priority,
                 ignore_eos: ignore_eos && constraint.is_none(),
                 on_context_full,
+                user: UserId(step as u64 % 3),
                 ..Request::new(prompt)
             },
             cancel,
@@ -97,14 +100,64 @@ fn world() -> impl Strategy<Value = World> {
     )
 }
 
+/// With few requests and more room, so that there are steps without prompts to compute.
+fn speculating() -> impl Strategy<Value = World> {
+    (world(), 1usize..6, 0usize..30, any::<bool>()).prop_map(|(mut world, draft_tokens, more_blocks, draft_always)| {
+        let options = &mut world.options;
+        (options.draft_tokens, options.draft_always) = (draft_tokens, draft_always);
+        options.max_step_tokens = options.max_step_tokens.map(|n| n + draft_tokens);
+        options.kv_blocks = options.kv_blocks.map(|n| n + more_blocks);
+        world.arrivals.truncate(8);
+        world
+    })
+}
+
+/// What is in the cache, by its events alone.
+#[derive(Default)]
+struct Followed {
+    /// By hash: the whole text, and whether its beginning is still there
+    texts: HashMap<u64, (Vec<u32>, bool)>,
+}
+
+impl Followed {
+    fn follow(&mut self, engine: &mut Engine, block_tokens: usize) {
+        let mut events = Vec::new();
+        engine.take_kv_events(&mut events);
+        for event in events {
+            match event {
+                KvEvent::Stored { hash, parent, tokens } => {
+                    assert_eq!(tokens.len(), block_tokens);
+                    let (mut text, found) = match parent {
+                        None => (Vec::new(), true),
+                        Some(parent) => self.texts.get(&parent).cloned().unwrap_or_default(),
+                    };
+                    text.extend(tokens);
+                    self.texts.insert(hash, (text, found));
+                }
+                KvEvent::Removed { hash } => {
+                    let (gone, _) = self.texts.remove(&hash).expect("a block goes that never came");
+                    self.texts.values_mut().filter(|(text, _)| text.starts_with(&gone)).for_each(|(_, found)| *found = false);
+                }
+                KvEvent::Cleared => self.texts.clear(),
+            }
+        }
+    }
+}
+
 fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
+    let make = if overlapped { overlapped_engine } else { engine };
+    let engine = make(world.block_tokens, world.options.clone());
+    drive_engine(world, engine)
+}
+
+fn drive_engine(world: World, mut engine: Engine) -> Result<(), TestCaseError> {
     let max_context = world.options.max_context.unwrap();
     let max_step_tokens = world.options.max_step_tokens.unwrap();
-    let make = if overlapped { overlapped_engine } else { engine };
-    let mut engine = make(world.block_tokens, world.options);
     let mut arrivals = world.arrivals;
     arrivals.sort_by_key(|a| a.step);
     arrivals.reverse();
+    let mut cache = Followed::default();
+    engine.take_kv_events(&mut Vec::new());
     let mut live: HashMap<RequestId, (Arrival, Vec<u32>, Option<usize>)> = HashMap::new();
     let mut step = 0;
     while !arrivals.is_empty() || engine.has_work() {
@@ -150,6 +203,7 @@ fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
         }
         prop_assert!(engine.stats().last_step.tokens <= max_step_tokens);
         prop_assert_eq!(engine.check_integrity(), Ok(()));
+        cache.follow(&mut engine, world.block_tokens);
         let due: Vec<_> = live.iter().filter(|(_, (.., cancel))| cancel.is_some_and(|at| at <= step)).map(|(id, _)| *id).collect();
         for id in due {
             let (arrival, tokens, _) = live.remove(&id).unwrap();
@@ -164,6 +218,27 @@ fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
     prop_assert!(live.is_empty());
     let (blocks, free, _) = engine.blocks();
     prop_assert_eq!(blocks, free);
+    // What the events tell is what is reused: whole blocks, and never the last token.
+    for hash in cache.texts.keys().copied().collect::<Vec<_>>() {
+        let Some((text, true)) = cache.texts.get(&hash) else { continue };
+        if text.len() + 2 >= max_context {
+            continue;
+        }
+        let text = text.clone();
+        let request = Request { max_tokens: Some(1), ..Request::new([&text[..], &[4]].concat()) };
+        let id = engine.submit(request).unwrap();
+        while engine.has_work() {
+            for event in engine.step().unwrap() {
+                if let Event::Finished { finished, .. } = event {
+                    prop_assert!(finished.reused_tokens >= text.len(), "{id}: {} of {}", finished.reused_tokens, text.len());
+                }
+            }
+        }
+        cache.follow(&mut engine, world.block_tokens);
+    }
+    engine.clear_cache();
+    cache.follow(&mut engine, world.block_tokens);
+    prop_assert!(cache.texts.is_empty());
     Ok(())
 }
 
@@ -178,5 +253,16 @@ proptest! {
     #[test]
     fn and_also_when_steps_overlap(world in world()) {
         drive(world, true)?;
+    }
+
+    #[test]
+    fn and_also_with_drafts_from_the_text(world in speculating(), overlapped in any::<bool>()) {
+        drive(world, overlapped)?;
+    }
+
+    #[test]
+    fn and_also_with_drafts_from_a_model(world in speculating(), overlapped in any::<bool>()) {
+        let engine = drafting_engine(world.block_tokens, overlapped, world.options.clone());
+        drive_engine(world, engine)?;
     }
 }

@@ -31,7 +31,7 @@ pub use app::{App, Served, Unhealthy};
 pub use limits::{KeyLimits, Keys};
 pub use output::ToolFormat;
 pub use routes::{HttpOptions, router, serve};
-pub use service::{Refused, Service, Snapshot, Ticket, Update};
+pub use service::{KvWatch, Refused, Service, Snapshot, Ticket, Update};
 
 /// Seconds since 1970.
 fn now_s() -> u64 {

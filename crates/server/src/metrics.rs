@@ -144,6 +144,9 @@ impl Collector for EngineCounts {
         counter("vllm:num_preemptions", "Requests that lost their blocks to others", counts.preemptions as f64)?;
         counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", queried as f64)?;
         counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counts.reused_tokens as f64)?;
+        counter("vllm:spec_decode_num_drafts", "Times a request computed draft tokens", counts.drafts as f64)?;
+        counter("vllm:spec_decode_num_draft_tokens", "Draft tokens computed", counts.draft_tokens as f64)?;
+        counter("vllm:spec_decode_num_accepted_tokens", "Draft tokens that were right", counts.accepted_tokens as f64)?;
         counter("ferrum:steps", "Steps computed", snapshot.stats.steps as f64)?;
         counter("ferrum:host_seconds", "Host time of all steps", snapshot.stats.host_time.as_secs_f64())?;
         counter("ferrum:device_seconds", "Device time of all steps", snapshot.stats.device_time.as_secs_f64())

@@ -1,22 +1,29 @@
 //! What routers, dashboards and people ask about the server itself: health, metrics, versions, load, tokens.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Json,
     extract::State,
     http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
 };
 use bytes::Bytes;
+use ferrum_engine::KvEvent;
 use ferrum_models::text::EncodeOptions;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
     openai::ChatPrompt,
+    service::KvWatch,
 };
 
 /// 200 only when the model can answer now.
@@ -30,6 +37,36 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response> {
     let text = app.metrics.text(&app).map_err(|_| ApiError::internal("the metrics cannot be written"))?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
+}
+
+/// What can be reused, and how that changes, as server-sent events: for routers that send requests where their beginnings
+/// are. A reader that falls too far behind gets `lagged` and the stream ends; connecting again brings everything anew.
+pub async fn kv_events(State(app): State<Arc<App>>) -> Result<Response> {
+    let KvWatch { contents, changes } = app.model()?.service.watch_kv().await?;
+    let changes = stream::unfold(Some(changes), |changes| async {
+        let mut changes = changes?;
+        match changes.recv().await {
+            Ok(events) => Some((events.iter().map(kv_event).collect(), Some(changes))),
+            Err(RecvError::Lagged(_)) => Some((vec![Event::default().event("lagged").data("{}")], None)),
+            Err(RecvError::Closed) => None,
+        }
+    });
+    let contents: Vec<Event> = contents.iter().map(kv_event).collect();
+    let events = stream::once(async { contents }).chain(changes).flat_map(stream::iter).map(Ok::<_, Infallible>);
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// Hashes are written in hexadecimal, because not every reader of JSON has 64-bit integers.
+fn kv_event(event: &KvEvent) -> Event {
+    let hex = |hash: u64| format!("{hash:016x}");
+    match event {
+        KvEvent::Stored { hash, parent, tokens } => Event::default().event("stored").data(
+            json!({"block_hash": hex(*hash), "parent_block_hash": parent.map(hex), "block_size": tokens.len(), "token_ids": tokens})
+                .to_string(),
+        ),
+        KvEvent::Removed { hash } => Event::default().event("removed").data(json!({"block_hash": hex(*hash)}).to_string()),
+        KvEvent::Cleared => Event::default().event("cleared").data("{}"),
+    }
 }
 
 pub async fn version() -> Json<Value> {

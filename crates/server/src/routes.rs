@@ -50,6 +50,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .route("/model_info", get(operations::model_info))
         .route("/get_model_info", get(operations::model_info))
         .route("/v1/loads", get(operations::loads))
+        .route("/v1/kv_events", get(operations::kv_events))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), admit));
     let mut router = Router::new()
         .route("/health", get(operations::health))

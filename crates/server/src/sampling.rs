@@ -1,8 +1,11 @@
 //! From the fields of a request to the engine's [`Request`].
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
-use ferrum_engine::{Constraint, ContextFull, Request, SamplingParams};
+use ferrum_engine::{Constraint, ContextFull, Request, SamplingParams, UserId};
 use serde_json::Value;
 
 use crate::{
@@ -30,6 +33,7 @@ pub struct Generation {
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
     pub priority: i32,
+    pub user: UserId,
     /// Answers wanted
     pub n: usize,
     /// Whether special tokens are left out of the text
@@ -89,6 +93,7 @@ impl Generation {
             stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             priority,
+            user: fields.string("user")?.map_or(UserId::default(), user_id),
             n,
             skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
         })
@@ -121,8 +126,15 @@ impl Generation {
             logprobs,
             on_context_full: if self.max_tokens.is_some() { ContextFull::Refuse } else { ContextFull::Finish },
             priority: self.priority,
+            user: self.user,
         }
     }
+}
+
+fn user_id(name: &str) -> UserId {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    UserId(hasher.finish())
 }
 
 /// Whether to stream, and whether the stream ends with the usage: `stream` and `stream_options`.

@@ -14,11 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_engine::{Engine, Event, Finished, Request, RequestId, Stats, SubmitError, TokenLogprobs};
-use tokio::sync::{mpsc as updates, oneshot};
+use ferrum_engine::{Engine, Event, Finished, KvEvent, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use tokio::sync::{broadcast, mpsc as updates, oneshot};
 
 /// How often an idle engine shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
+
+/// Steps with changes of the KV cache that a reader may be behind before it loses some.
+const KV_EVENTS_BEHIND: usize = 4096;
 
 /// What the engine says of one request.
 #[derive(Debug)]
@@ -71,6 +74,13 @@ pub struct Ticket {
     finished: bool,
 }
 
+/// What the KV cache holds, and what changes from then on, step by step.
+#[derive(Debug)]
+pub struct KvWatch {
+    pub contents: Vec<KvEvent>,
+    pub changes: broadcast::Receiver<Arc<[KvEvent]>>,
+}
+
 enum Command {
     Submit {
         request: Box<Request>,
@@ -78,6 +88,8 @@ enum Command {
         updates: updates::UnboundedSender<Update>,
     },
     Cancel(RequestId),
+    WatchKv(oneshot::Sender<KvWatch>),
+    Check(oneshot::Sender<Result<(), String>>),
     /// Take no more requests, end when the last one has
     Drain,
 }
@@ -90,8 +102,15 @@ impl Service {
     pub fn start(engine: Engine) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (commands, receiver) = mpsc::channel();
         let snapshot = Arc::new(Mutex::new(None));
-        let worker =
-            Worker { engine, commands: receiver, clients: HashMap::new(), snapshot: Arc::clone(&snapshot), failures: 0, draining: false };
+        let worker = Worker {
+            engine,
+            commands: receiver,
+            clients: HashMap::new(),
+            snapshot: Arc::clone(&snapshot),
+            kv_watchers: None,
+            failures: 0,
+            draining: false,
+        };
         worker.publish();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
         Ok((Self { commands, snapshot }, thread))
@@ -114,6 +133,26 @@ impl Service {
     pub fn drain(&self) {
         // An engine that is gone has nothing left to end.
         let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Watches what the KV cache holds.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn watch_kv(&self) -> Result<KvWatch, Refused> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::WatchKv(reply)).map_err(|_| Refused::Dead)?;
+        answer.await.map_err(|_| Refused::Dead)
+    }
+
+    /// Checks the engine's invariants between two steps: [`Engine::check_integrity`].
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn check_integrity(&self) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Check(reply)).map_err(|_| Refused::Dead.to_string())?;
+        answer.await.unwrap_or_else(|_| Err(Refused::Dead.to_string()))
     }
 
     /// `None` once the engine's thread has ended.
@@ -155,6 +194,8 @@ struct Worker {
     commands: mpsc::Receiver<Command>,
     clients: HashMap<RequestId, updates::UnboundedSender<Update>>,
     snapshot: Arc<Mutex<Option<Snapshot>>>,
+    /// From the first time somebody watches
+    kv_watchers: Option<broadcast::Sender<Arc<[KvEvent]>>>,
     failures: u32,
     draining: bool,
 }
@@ -166,6 +207,7 @@ impl Worker {
             if self.engine.has_work() && !self.step(&mut events) {
                 break;
             }
+            self.tell_kv_watchers();
             self.publish();
         }
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -204,6 +246,8 @@ impl Worker {
                     }
                 }
                 Command::Cancel(id) => self.cancel(id),
+                Command::WatchKv(reply) => drop(reply.send(self.watch_kv())),
+                Command::Check(reply) => drop(reply.send(self.engine.check_integrity())),
                 Command::Drain => self.draining = true,
             }
         }
@@ -243,6 +287,26 @@ impl Worker {
         if let (Some(client), Some(finished)) = (client, finished) {
             // Whoever dropped the ticket does not listen.
             let _ = client.send(Update::Finished(finished));
+        }
+    }
+
+    fn watch_kv(&mut self) -> KvWatch {
+        self.tell_kv_watchers();
+        let watchers = self.kv_watchers.get_or_insert_with(|| {
+            // The first call begins to record.
+            self.engine.take_kv_events(&mut Vec::new());
+            broadcast::channel(KV_EVENTS_BEHIND).0
+        });
+        KvWatch { contents: self.engine.kv_contents(), changes: watchers.subscribe() }
+    }
+
+    fn tell_kv_watchers(&mut self) {
+        let Some(watchers) = &self.kv_watchers else { return };
+        let mut events = Vec::new();
+        self.engine.take_kv_events(&mut events);
+        if !events.is_empty() {
+            // Nobody may be watching now.
+            let _ = watchers.send(events.into());
         }
     }
 

@@ -254,3 +254,52 @@ async fn keys_guard_everything_but_health() {
     let request = Request::get("/v1/models").header("authorization", "Bearer secret").body(Body::empty()).unwrap();
     assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
 }
+
+/// The events of `/v1/kv_events` that come within 300 ms.
+async fn kv_events(body: &mut axum::body::BodyDataStream) -> Vec<(String, Value)> {
+    let mut text = String::new();
+    while let Ok(Some(chunk)) = tokio::time::timeout(Duration::from_millis(300), body.next()).await {
+        text += std::str::from_utf8(&chunk.unwrap()).unwrap();
+    }
+    let event = |event: &str| {
+        let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+        Some((name.to_owned(), serde_json::from_str(data).unwrap()))
+    };
+    text.split("\n\n").filter_map(event).collect()
+}
+
+#[tokio::test]
+async fn kv_events_tell_which_beginnings_are_here() {
+    let (_app, router) = loaded();
+    let ask = |from: u32| post(&router, "/v1/completions", json!({"prompt": (from..from + 70).collect::<Vec<_>>(), "max_tokens": 1}));
+    let watch = || async {
+        let request = Request::get("/v1/kv_events").body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap().into_body().into_data_stream()
+    };
+    ask(3).await;
+    let mut first = watch().await;
+    // Two whole blocks of 32 tokens, which were there before somebody watched.
+    let before = kv_events(&mut first).await;
+    assert_eq!(before.len(), 2, "{before:?}");
+    let (hash, ids) = (&before[0].1["block_hash"], (3..35).collect::<Vec<_>>());
+    assert_eq!((before[0].0.as_str(), &before[0].1["token_ids"], &before[0].1["parent_block_hash"]), ("stored", &json!(ids), &Value::Null));
+    assert_eq!((&before[1].1["parent_block_hash"], &before[1].1["block_size"]), (hash, &json!(32)));
+    ask(100).await;
+    let changes = kv_events(&mut first).await;
+    assert_eq!(changes.iter().filter(|(name, _)| name == "stored").count(), 2);
+    // 32 blocks hold ten of these texts at most; whoever follows the events knows what a newcomer is told.
+    let mut known: Vec<Value> = before.iter().chain(&changes).map(|(_, event)| event["block_hash"].clone()).collect();
+    for from in 0..20 {
+        ask(200 - 7 * from).await;
+    }
+    let changes = kv_events(&mut first).await;
+    assert!(changes.iter().any(|(name, _)| name == "removed"));
+    for (name, event) in changes {
+        let hash = event["block_hash"].clone();
+        if name == "stored" { known.push(hash) } else { known.retain(|h| *h != hash) }
+    }
+    let mut told: Vec<Value> = kv_events(&mut watch().await).await.iter().map(|(_, event)| event["block_hash"].clone()).collect();
+    known.sort_by_key(Value::to_string);
+    told.sort_by_key(Value::to_string);
+    assert_eq!(known, told);
+}

@@ -9,7 +9,7 @@
 use std::{collections::HashSet, fmt::Write, fs, sync::Arc, time::Instant};
 
 use anyhow::{anyhow, bail};
-use ferrum_engine::{Engine, Event, Request};
+use ferrum_engine::{Engine, Event, Request, Stats};
 use ferrum_models::{Model, load_dummy};
 use serde_json::{Map, Value, json};
 
@@ -78,6 +78,8 @@ struct Run {
     samples: Vec<Sample>,
     /// Of the host, on average
     host_us_per_step: f64,
+    /// Draft tokens computed, and those that were right
+    drafts: (u64, u64),
 }
 
 fn measure(engine: &mut Engine, args: &BenchArgs, batch: usize) -> anyhow::Result<Run> {
@@ -100,7 +102,14 @@ fn measure(engine: &mut Engine, args: &BenchArgs, batch: usize) -> anyhow::Resul
     }
     let after = engine.stats();
     let host = after.host_time - before.host_time;
-    Ok(Run { batch, samples, host_us_per_step: host.as_secs_f64() * 1e6 / (after.steps - before.steps).max(1) as f64 })
+    let drafts = |stats: &Stats| (stats.counts.draft_tokens, stats.counts.accepted_tokens);
+    let (drafts, drafts_before) = (drafts(&after), drafts(&before));
+    Ok(Run {
+        batch,
+        samples,
+        host_us_per_step: host.as_secs_f64() * 1e6 / (after.steps - before.steps).max(1) as f64,
+        drafts: (drafts.0 - drafts_before.0, drafts.1 - drafts_before.1),
+    })
 }
 
 impl Run {
@@ -120,6 +129,7 @@ impl Run {
             "output": {"tok_s": speed(self.spread(|s| s.output_tok_s))},
             "decode": {"step_ms": finite(step_ms), "tok_s": finite(1000.0 * self.batch as f64 / step_ms)},
             "host_us_per_step": self.host_us_per_step,
+            "drafts": {"computed": self.drafts.0, "accepted": self.drafts.1},
             "ttft_s": self.spread(|s| s.ttft_s)[1],
         });
         run.as_object().cloned().unwrap_or_default()
@@ -143,14 +153,22 @@ impl Run {
             let note = format!("  steps of {:.3} ms, {:.0} µs of the host", step_ms[1], self.host_us_per_step);
             line("decode".into(), [slow, median, fast], note)?;
         }
+        if self.drafts.0 > 0 {
+            let part = 100.0 * self.drafts.1 as f64 / self.drafts.0 as f64;
+            writeln!(text, "{:>10}  {} tokens computed, {} right ({part:.0} %)", "drafts", self.drafts.0, self.drafts.1)?;
+        }
         Ok(())
     }
 }
 
 fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
     let context = args.depth + args.prompt + args.generate + 2;
-    let need = Need { context: Some(context), sequences: args.batch.iter().copied().max(), ..Need::default() };
+    let sequences = args.batch.iter().copied().max();
+    let need = Need { context: Some(context), sequences, speculate: args.speculate.clone(), ..Need::default() };
     if let Some(config) = &args.dummy_weights {
+        if let Some(model) = args.speculate.model() {
+            bail!("random weights cannot be compared with drafts of `{model}`; use --speculate ngram, or a model");
+        }
         let backend = open::backend(&args.engine)?;
         let (loaded, _bytes): (Arc<dyn Model>, u64) = load_dummy(config, args.quant, &*backend, context)?;
         let model = format!("{} ({})", config.display(), args.quant.name());

@@ -27,7 +27,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<()> {
     if grammar.is_some() && prompt.is_none() {
         bail!("--json-schema, --regex and --grammar need a prompt: write it behind the model, or pass it on standard input");
     }
-    let need = Need { context: args.context.ctx, ..Need::default() };
+    let need = Need { context: args.context.ctx, speculate: args.speculate.clone(), ..Need::default() };
     let mut session = open::session(&args.model, &args.hub, &args.engine, &need)?;
     let load_s = started.elapsed().as_secs_f64();
     let sampling = args.sampling.over(&session.sampling);

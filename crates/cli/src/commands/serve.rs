@@ -79,6 +79,7 @@ fn load(args: &ServeArgs, app: &App) -> anyhow::Result<thread::JoinHandle<()>> {
         sequences: Some(args.max_seqs),
         max_waiting: Some(args.max_waiting),
         kv_tokens: args.kv_tokens,
+        speculate: args.speculate.clone(),
         ..Need::default()
     };
     let session = open::session(&args.model, &args.hub, &args.engine, &need)?;

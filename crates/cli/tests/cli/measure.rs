@@ -20,6 +20,16 @@ fn bench_measures_a_model() {
 }
 
 #[test]
+fn bench_tells_how_often_drafts_were_right() {
+    let model = fixture("llama3");
+    let speculate = ["--speculate", &model, "--speculate-tokens", "2", "--speculate-always"];
+    let found = json(&with(&["bench", &model, "-p", "8", "-n", "20", "-r", "1", "--json"], &speculate));
+    let drafts = |key: &str| found["drafts"][key].as_u64().unwrap();
+    // The drafts of the model itself are right but for near ties.
+    assert!(drafts("computed") >= 10 && drafts("accepted") * 10 > drafts("computed") * 8, "{}", found["drafts"]);
+}
+
+#[test]
 fn bench_with_depth_batch_and_dummy_weights() {
     let config = format!("{}/config.json", fixture("qwen3"));
     for quant in ["q8_0", "bf16", "f32"] {

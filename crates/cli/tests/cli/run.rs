@@ -39,6 +39,25 @@ fn greedy_tokens_are_those_of_transformers_from_folders_and_gguf() {
     }
 }
 
+/// Draft tokens from the text and from a model (here the same one, so that they are right): the tokens are the same.
+#[test]
+fn speculation_changes_no_token() {
+    for folder in ["llama3", "qwen2", "gemma3"] {
+        let model = fixture(folder);
+        for n in 0..3 {
+            let (prompt, _, greedy) = golden(folder, n);
+            for source in ["ngram", &model] {
+                let speculate = ["--speculate", source, "--speculate-tokens", "3", "--speculate-always"];
+                let answer = json(&with(&with(&with(&["run", &model, &prompt], &GREEDY), &EXACT), &speculate));
+                assert_eq!(ids(&answer["tokens"]), greedy, "{folder}, prompt {n}, drafts of {source}");
+            }
+        }
+    }
+    let foreign = error(&["run", &fixture("llama3"), "hi", "--speculate", &fixture("llama2")]);
+    assert!(foreign.contains("other tokens") && foreign.contains("--speculate"), "{foreign}");
+    assert!(error(&["run", &fixture("llama3"), "hi", "--speculate", "ngram", "--speculate-tokens", "33"]).contains("draft_tokens"));
+}
+
 #[test]
 fn json_has_the_documented_fields_and_nothing_else_is_printed() {
     let answer = json(&["run", &fixture("llama3"), "Why", "is", "the sky blue?", "--json", "-n", "5", "--ignore-eos"]);

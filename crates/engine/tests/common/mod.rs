@@ -120,10 +120,16 @@ pub struct FakeModel {
     info: ModelInfo,
     /// The next forward pass fails.
     pub broken: AtomicBool,
+    /// Its logits are now and then those of other tokens.
+    blurred: bool,
 }
 
 impl FakeModel {
     pub fn new() -> Arc<Self> {
+        Self::blurred(false)
+    }
+
+    pub fn blurred(blurred: bool) -> Arc<Self> {
         let info = ModelInfo {
             family: "fake",
             vocab: VOCAB,
@@ -136,7 +142,7 @@ impl FakeModel {
             max_context: 1 << 20,
             parameters: 0,
         };
-        Arc::new(Self { info, broken: AtomicBool::new(false) })
+        Arc::new(Self { info, broken: AtomicBool::new(false), blurred })
     }
 
     fn compute(&self, step: &mut Step) -> Result<()> {
@@ -178,7 +184,8 @@ impl FakeModel {
                     state = roll(state, keys[slot(t) * HEAD_DIM] as u32);
                     assert_eq!(values[slot(t) * HEAD_DIM] as u64, state, "a value that was computed after other tokens");
                 }
-                logits.extend(logits_of(state));
+                let echo = (position >= ECHO - 1).then(|| keys[slot(position + 1 - ECHO) * HEAD_DIM] as u32);
+                logits.extend(if self.blurred { blur(state, logits_of(state, echo)) } else { logits_of(state, echo) });
             }
         }
         assert_eq!(longest, batch.max_query_len);
@@ -212,13 +219,37 @@ fn roll(state: u64, token: u32) -> u64 {
     hasher.finish() >> 40
 }
 
-fn logits_of(state: u64) -> Vec<f32> {
-    (0..VOCAB as u32).map(|token| roll(state, token) as f32 / (1 << 21) as f32).collect()
+/// Texts mostly repeat what stood this many tokens before.
+const ECHO: usize = 5;
+
+fn logits_of(state: u64, echo: Option<u32>) -> Vec<f32> {
+    let mut logits: Vec<f32> = (0..VOCAB as u32).map(|token| roll(state, token) as f32 / (1 << 21) as f32).collect();
+    if let Some(echo) = echo.filter(|_| !state.is_multiple_of(4)) {
+        logits[echo as usize] += 8.0;
+    }
+    logits
+}
+
+fn blur(state: u64, mut logits: Vec<f32>) -> Vec<f32> {
+    if state.is_multiple_of(3) {
+        logits.rotate_left(1);
+    }
+    logits
 }
 
 /// The logits after `tokens`.
 pub fn expected_logits(tokens: &[u32]) -> Vec<f32> {
-    logits_of(tokens.iter().fold(0, |state, &token| roll(state, token)))
+    let echo = (tokens.len() >= ECHO).then(|| tokens[tokens.len() - ECHO]);
+    logits_of(state_of(tokens), echo)
+}
+
+/// The same of the blurred model.
+pub fn blurred_logits(tokens: &[u32]) -> Vec<f32> {
+    blur(state_of(tokens), expected_logits(tokens))
+}
+
+fn state_of(tokens: &[u32]) -> u64 {
+    tokens.iter().fold(0, |state, &token| roll(state, token))
 }
 
 /// Constraints on a vocabulary of one letter a token from 4 on, `{`, `}`, `"`, `:`, `,` and a few longer ones among them.
@@ -313,6 +344,13 @@ pub fn engine(block_tokens: usize, options: EngineOptions) -> Engine {
 /// An engine whose steps overlap.
 pub fn overlapped_engine(block_tokens: usize, options: EngineOptions) -> Engine {
     engine_on(TestBackend { block_tokens, memory: 1 << 32, asynchronous: true }, options)
+}
+
+/// An engine with a second model that makes the draft tokens, which are wrong now and then.
+pub fn drafting_engine(block_tokens: usize, asynchronous: bool, options: EngineOptions) -> Engine {
+    let backend = Arc::new(TestBackend { block_tokens, memory: 1 << 32, asynchronous });
+    let options = EngineOptions { kv_dtype: DType::F32, ..options };
+    Engine::with_drafting_model(backend, FakeModel::new(), Some(FakeModel::blurred(true)), options).unwrap()
 }
 
 fn engine_on(backend: TestBackend, options: EngineOptions) -> Engine {
