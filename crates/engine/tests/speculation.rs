@@ -153,7 +153,7 @@ fn scheduler(max_tokens: usize) -> Scheduler {
         max_step_drafts: 8,
         drafting_model: false,
     };
-    let mut scheduler = Scheduler::new(limits, BlockPool::new(1 << 13, 16, true));
+    let mut scheduler = Scheduler::new(limits, BlockPool::new(1 << 10, 16, true));
     let sequence = NewSequence {
         prompt: (0..30).map(|i| i % 7).collect(),
         max_tokens,
@@ -170,7 +170,7 @@ fn scheduler(max_tokens: usize) -> Scheduler {
 
 #[test]
 fn drafts_that_cost_more_than_they_bring_are_left_out_and_come_back() {
-    let (mut scheduler, mut times) = (scheduler(60_000), StepTimes::new(16));
+    let (mut scheduler, mut times) = (scheduler(12_000), StepTimes::new(16));
     drafts_of(&mut scheduler, &mut times, 0.1, 10);
     assert!(drafts_of(&mut scheduler, &mut times, 0.1, 100) > 350, "nearly every step has four");
     // Each draft token takes longer than a step.
