@@ -71,8 +71,8 @@ fn of(matches: &ArgMatches) -> Result<Args, clap::Error> {
 
 /// `ferrum/ferrum.toml` in the user's configuration folder.
 fn user_file() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let folder = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?;
+    let set = std::env::var_os("XDG_CONFIG_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = set.or_else(|| Some(std::env::home_dir()?.join(".config")))?;
     Some(folder.join("ferrum").join("ferrum.toml"))
 }
 
