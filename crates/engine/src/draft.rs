@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     options::Sizes,
     plan::{Plan, Segment},
-    runner::Runner,
+    runner::{Issue, Runner},
     scheduler::Scheduler,
 };
 
@@ -121,7 +121,7 @@ impl DraftingModel {
         if self.plan.is_empty() {
             return Ok(());
         }
-        self.runner.issue(&self.plan, &self.params, None)?;
+        self.runner.issue(&self.plan, &Issue { params: &self.params, counts: None, states: false })?;
         self.runner.wait()
     }
 }

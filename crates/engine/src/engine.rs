@@ -23,8 +23,9 @@ use crate::{
     memory::MemoryPlan,
     options::{EngineOptions, Sizes},
     plan::{Plan, PlannedSequence, RequestId},
+    read_prompt::PromptReader,
     request::Request,
-    runner::Runner,
+    runner::{Issue, Runner},
     scheduler::{Counts, Limits, Outcome, Scheduler},
     sequence::{FinishReason, Finished, NewSequence},
     speculate::StepTimes,
@@ -35,8 +36,19 @@ use crate::{
 pub enum Event {
     /// A token of the answer. A stop token is none: it is in [`Finished::stop_token`].
     Token { id: RequestId, token: u32, logprobs: Option<TokenLogprobs> },
+    /// More of what the request wanted to know of its prompt; before the first token
+    Prompt { id: RequestId, reading: Reading },
     /// The last event of a request.
     Finished { id: RequestId, finished: Finished },
+}
+
+/// What a step told of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading {
+    /// Of the next tokens of the prompt; all together are those of all tokens but the first
+    Logprobs(Vec<TokenLogprobs>),
+    /// `[hidden]`: the states behind the model's last norm, pooled, not normalised. Comes once
+    Embedding(Vec<f32>),
 }
 
 /// What the engine has done since it was made.
@@ -104,6 +116,7 @@ struct Active {
     logprobs: Option<usize>,
     biases: Vec<LogitBias>,
     constraint: Option<Constraint>,
+    reader: Option<PromptReader>,
 }
 
 impl Active {
@@ -198,13 +211,14 @@ impl Engine {
         let history = request.has_penalties().then(|| History::new(request.prompt.clone()));
         let speculates = request.may_speculate();
         let (biases, constraint) = (request.biases(), request.constraint.take());
+        let reader = request.read_prompt.map(|what| PromptReader::new(what, request.prompt.clone()));
         let tag = self.free_tags.pop().unwrap_or_else(|| {
             self.active.push(None);
             self.active.len() - 1
         });
         match self.scheduler.submit(NewSequence { speculates, ..request.into_sequence(&self.end_tokens, tag) }) {
             Ok(id) => {
-                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint });
+                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint, reader });
                 Ok(id)
             }
             Err(error) => {
@@ -272,6 +286,7 @@ impl Engine {
             Ok(()) if plan.is_empty() => self.scheduler.commit(plan, &[], &mut self.outcomes),
             Ok(()) => {
                 let needs_logits = plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()));
+                let needs_logits = needs_logits || self.reads_prompts(&plan);
                 self.flight = Some((plan, began));
                 if !self.overlapped || needs_logits {
                     result = result.and(self.land(events));
@@ -350,7 +365,8 @@ impl Engine {
     fn issue(&mut self, plan: &Plan) -> Result<()> {
         self.fill_params(plan)?;
         let issuing = Instant::now();
-        self.runner.issue(plan, &self.params, self.counts.tensor())?;
+        let (params, counts, states) = (&self.params[..], self.counts.tensor(), self.reads_prompts(plan));
+        self.runner.issue(plan, &Issue { params, counts, states })?;
         if !self.overlapped {
             self.stats.last_step.device_time += issuing.elapsed();
         }
@@ -360,8 +376,8 @@ impl Engine {
     /// As [`Engine::issue`], for a step with masks. They need the tokens of the step before, which land while the device is in
     /// the forward pass; `landed` becomes how that went.
     fn issue_masked(&mut self, plan: &Plan, events: &mut Vec<Event>, landed: &mut Result<()>) -> Result<()> {
-        let issuing = Instant::now();
-        self.runner.issue_forward(plan)?;
+        let (issuing, states) = (Instant::now(), self.reads_prompts(plan));
+        self.runner.issue_forward(plan, states)?;
         let issuing = issuing.elapsed();
         let before = self.land(events);
         if landed.is_ok() {
@@ -442,6 +458,8 @@ impl Engine {
             let took = now - began.max(before);
             self.times.record(plan.seqs.len(), plan.samples() - plan.seqs.len(), took.as_secs_f32());
         }
+        // The logits of prompts take the place of those that were read just now.
+        let result = result.and_then(|()| self.read_prompts(&plan, events));
         match result {
             Ok(()) => self.scheduler.commit(plan, self.runner.tokens(), &mut self.outcomes),
             Err(_) => self.scheduler.abort(plan, &mut self.outcomes),
@@ -463,6 +481,24 @@ impl Engine {
             self.logprobs.push((row, logprobs));
         }
         self.unmasked.clear();
+        Ok(())
+    }
+
+    /// Whether a step computes something of a prompt that is to be read.
+    fn reads_prompts(&self, plan: &Plan) -> bool {
+        let reader = |p: &PlannedSequence| self.active[p.tag].as_ref().filter(|a| a.id == p.id)?.reader.as_ref();
+        plan.seqs.iter().filter_map(reader).any(PromptReader::is_reading)
+    }
+
+    fn read_prompts(&mut self, plan: &Plan, events: &mut Vec<Event>) -> Result<()> {
+        let mut first_row = 0;
+        for &PlannedSequence { id, tag, tokens, .. } in &plan.seqs {
+            let rows = first_row..first_row + tokens;
+            first_row = rows.end;
+            let Some(reader) = self.active[tag].as_mut().filter(|a| a.id == id).and_then(|a| a.reader.as_mut()) else { continue };
+            let reading = reader.read(&mut self.runner, rows.clone(), plan.positions[rows.start] as usize)?;
+            events.extend(reading.map(|reading| Event::Prompt { id, reading }));
+        }
         Ok(())
     }
 

@@ -12,15 +12,22 @@ impl TokenLogprobs {
     pub(crate) fn new(logits: &[f32], token: u32, count: usize) -> Self {
         let total = log_sum_exp(logits);
         let logprob = |token: u32| (f64::from(logits.get(token as usize).copied().unwrap_or(f32::NAN)) - total) as f32;
-        let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        if (1..ids.len()).contains(&count) {
-            ids.select_nth_unstable_by(count - 1, order);
-        }
-        ids.truncate(count);
-        ids.sort_unstable_by(order);
-        Self { logprob: logprob(token), top: ids.into_iter().map(|id| (id, logprob(id))).collect() }
+        Self { logprob: logprob(token), top: likeliest(logits, count).into_iter().map(|id| (id, logprob(id))).collect() }
     }
+}
+
+/// The `count` greatest logits, descending; lower ids first where they are equal. One pass: few tokens get past the last of them.
+fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = Vec::with_capacity(count + 1);
+    for (id, logit) in (0u32..).zip(logits) {
+        let worse = |&other: &u32| logits[other as usize].total_cmp(logit).is_ge();
+        if ids.len() == count && ids.last().is_none_or(worse) {
+            continue;
+        }
+        ids.insert(ids.partition_point(worse), id);
+        ids.truncate(count);
+    }
+    ids
 }
 
 /// `ln Σ exp(logit)`.

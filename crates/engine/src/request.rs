@@ -1,6 +1,7 @@
 //! A request, and the one place where its numbers are checked.
 
 use ferrum_kernels::ops::{LogitBias, SampleParams};
+use ferrum_models::Pooling;
 
 use crate::{
     error::SubmitError,
@@ -56,6 +57,15 @@ impl Default for SamplingParams {
     }
 }
 
+/// What a caller wants to know of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadPrompt {
+    /// The log-probability of every token but the first, and this many likeliest alternatives
+    Logprobs(usize),
+    /// One vector for the whole
+    Embedding(Pooling),
+}
+
 /// What a caller wants generated.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -73,6 +83,7 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Report the log-probability of every token, and this many likeliest alternatives
     pub logprobs: Option<usize>,
+    pub read_prompt: Option<ReadPrompt>,
     pub on_context_full: ContextFull,
     /// Lower values go first
     pub priority: i32,
@@ -92,6 +103,7 @@ impl Request {
             stop_tokens: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            read_prompt: None,
             on_context_full: ContextFull::Finish,
             priority: 0,
             user: UserId::default(),
@@ -115,9 +127,10 @@ impl Request {
             let ok = (1..=MAX_TOKENS).contains(&max_tokens);
             require(ok, "max_tokens", max_tokens, &format!("it must be between 1 and {MAX_TOKENS}"))?;
         }
-        if let Some(count) = self.logprobs {
-            let most = MAX_LOGPROBS.min(vocab);
-            require(count <= most, "logprobs", count, &format!("it must be at most {most}"))?;
+        let of_prompt = if let Some(ReadPrompt::Logprobs(count)) = self.read_prompt { Some(count) } else { None };
+        for (field, count) in [("logprobs", self.logprobs), ("prompt_logprobs", of_prompt)] {
+            let (count, most) = (count.unwrap_or(0), MAX_LOGPROBS.min(vocab));
+            require(count <= most, field, count, &format!("it must be at most {most}"))?;
         }
         let count = self.stop_tokens.len();
         require(count <= MAX_STOP_TOKENS, "stop_tokens", format!("{count} tokens"), &format!("at most {MAX_STOP_TOKENS} are allowed"))?;
@@ -179,6 +192,8 @@ impl Request {
             stop_tokens.extend_from_slice(end_tokens);
         }
         NewSequence {
+            // Only what goes through the model can be read.
+            reuses: matches!(self.read_prompt, None | Some(ReadPrompt::Embedding(Pooling::Last))),
             prompt: self.prompt,
             max_tokens: self.max_tokens.unwrap_or(MAX_TOKENS).min(MAX_TOKENS) as usize,
             stop_tokens,

@@ -5,7 +5,7 @@
 //! are padded to a size of [`crate::graphs`], so that few graphs serve all of them: a padded row computes token 0 without
 //! context, writes no keys, and what it draws is ignored.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use ferrum_kernels::{
     Backend, DType, Graph, Readback, Tensor,
@@ -34,6 +34,17 @@ pub(crate) struct Runner {
     landed: usize,
     tokens: Vec<u32>,
     logits: Vec<f32>,
+    /// Of the step issued last, if its prompts are to be read
+    states: Option<Tensor>,
+}
+
+/// What a step takes besides its plan.
+pub(crate) struct Issue<'a> {
+    /// Those of the sampled rows
+    pub params: &'a [SampleParams],
+    pub counts: Option<&'a Tensor>,
+    /// Whether the hidden states are read afterwards, before the next step is issued
+    pub states: bool,
 }
 
 /// What a graph refers to.
@@ -86,6 +97,7 @@ impl Runner {
             landed: 0,
             tokens: Vec::with_capacity(sizes.max_samples()),
             logits: vec![0.0; info.vocab],
+            states: None,
             device: Device {
                 kv: KvCache::new(&*backend, info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens)?,
                 scratch: Scratch::new(&*backend, info, sizes.max_step_tokens, sizes.max_logit_rows)?,
@@ -107,36 +119,46 @@ impl Runner {
         &*self.device.model
     }
 
-    /// Issues a step: `params` are those of its sampled rows. [`Runner::wait`] brings its tokens.
+    /// Issues a step. [`Runner::wait`] brings its tokens.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn issue(&mut self, plan: &Plan, params: &[SampleParams], counts: Option<&Tensor>) -> Result<()> {
+    pub fn issue(&mut self, plan: &Plan, &Issue { params, counts, states }: &Issue) -> Result<()> {
         let rows = params.len();
         let greedy = params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
         if !greedy {
             self.device.backend.upload(&self.device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
         }
         let draw = if greedy { Draw::Greedy } else { Draw::Params(counts) };
-        if plan.is_decode() && self.graphs.is_some() {
+        self.states = None;
+        if plan.is_decode() && self.graphs.is_some() && !states {
             self.issue_decode(plan, draw)?;
         } else {
             let batch = self.upload(plan, None)?;
             self.device.forward(&batch)?;
             self.device.sample(rows, draw)?;
+            if states {
+                self.states = Some(self.device.states(&batch)?);
+            }
         }
         self.start_landing(rows)
     }
 
-    /// Issues the forward pass of a step whose drawing [`Runner::draw_masked`] issues.
+    /// Issues the forward pass of a step whose drawing [`Runner::draw_masked`] issues; `states` as in [`Issue`].
     ///
     /// # Errors
     /// When the device fails.
-    pub fn issue_forward(&mut self, plan: &Plan) -> Result<()> {
-        if plan.is_decode() && self.graphs.is_some() {
+    pub fn issue_forward(&mut self, plan: &Plan, states: bool) -> Result<()> {
+        self.states = None;
+        if plan.is_decode() && self.graphs.is_some() && !states {
             return self.issue_decode(plan, Draw::Later);
         }
-        self.forward(plan)
+        let batch = self.upload(plan, None)?;
+        self.device.forward(&batch)?;
+        if states {
+            self.states = Some(self.device.states(&batch)?);
+        }
+        Ok(())
     }
 
     /// The second half of [`Runner::issue`], with masks on the logits.
@@ -209,6 +231,30 @@ impl Runner {
         Ok(&self.logits)
     }
 
+    /// Rows of the hidden states of a step that was issued with `states`: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_states(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let states = self.states.as_ref().map(|states| states.narrow(0, rows.start, rows.len()));
+        Ok(states.map_or(Ok(Vec::new()), |states| self.device.backend.read_f32(&states))?)
+    }
+
+    /// Computes the logits of such rows, at most [`Runner::max_logit_rows`], into the first rows of the logits buffer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn prompt_logits(&self, rows: Range<usize>) -> Result<()> {
+        let Some(states) = &self.states else { return Ok(()) };
+        let logits = self.device.scratch.logits.narrow(0, 0, rows.len());
+        let states = states.narrow(0, rows.start, rows.len());
+        Ok(self.device.model.logits(&*self.device.backend, &states, &logits)?)
+    }
+
+    pub fn max_logit_rows(&self) -> usize {
+        self.device.scratch.logits.shape()[0]
+    }
+
     /// A decode step from its graph, where there is one.
     fn issue_decode(&mut self, plan: &Plan, draw: Draw) -> Result<()> {
         let Some(graphs) = &self.graphs else { return Ok(()) };
@@ -274,9 +320,15 @@ impl Runner {
 
 impl Device {
     fn forward(&self, batch: &Batch) -> Result<()> {
-        let (kv, scratch) = (&self.kv, &self.scratch);
-        self.model.forward(&mut Step { backend: &*self.backend, batch, kv, scratch, tap: None })?;
-        Ok(())
+        Ok(self.model.forward(&mut self.step(batch))?)
+    }
+
+    fn states(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(self.model.states(&self.step(batch))?)
+    }
+
+    fn step<'a>(&'a self, batch: &'a Batch) -> Step<'a> {
+        Step { backend: &*self.backend, batch, kv: &self.kv, scratch: &self.scratch, tap: None }
     }
 
     /// Draws one token from each of the first `rows` rows of logits.

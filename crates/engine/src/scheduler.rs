@@ -434,7 +434,7 @@ impl Scheduler {
         let promised = self.running.iter().map(|s| missing(s) + 1).sum::<usize>();
         let rank = self.next_waiting()?;
         let sequence = self.waiting.get_mut(&rank)?;
-        let prefix = self.pool.acquire(&sequence.tokens, &mut sequence.blocks);
+        let prefix = if sequence.reuses { self.pool.acquire(&sequence.tokens, &mut sequence.blocks) } else { Prefix::EMPTY };
         if self.pool.available() < missing(sequence) + promised {
             sequence.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
             return None;
@@ -442,7 +442,9 @@ impl Scheduler {
         let mut sequence = self.waiting.remove(&rank)?;
         sequence.prefix = prefix;
         sequence.computed = sequence.blocks.len() * block_tokens;
-        if let Some((block, kept)) = self.pool.take_tail(prefix, &sequence.tokens[sequence.computed..]) {
+        if sequence.reuses
+            && let Some((block, kept)) = self.pool.take_tail(prefix, &sequence.tokens[sequence.computed..])
+        {
             sequence.blocks.push(block);
             sequence.computed += kept;
         }

@@ -23,6 +23,8 @@ pub struct NewSequence {
     pub on_context_full: ContextFull,
     /// Whether it may compute draft tokens, where the engine does that
     pub speculates: bool,
+    /// Whether it takes tokens from the prefix cache
+    pub reuses: bool,
     /// What the caller knows it by; comes back in plans and outcomes
     pub tag: usize,
 }
@@ -126,6 +128,7 @@ pub(crate) struct Sequence {
     pub stop_tokens: Vec<u32>,
     pub on_context_full: ContextFull,
     pub user: UserId,
+    pub reuses: bool,
     pub tag: usize,
     pub drafter: Drafter,
     /// Part of the last draft tokens that were right, late ones weighing more
@@ -171,6 +174,7 @@ impl Sequence {
             stop_tokens: new.stop_tokens,
             on_context_full: new.on_context_full,
             user: new.user,
+            reuses: new.reuses,
             tag: new.tag,
             drafter: Drafter::None,
             acceptance: FIRST_ACCEPTANCE,

@@ -15,7 +15,8 @@ pub const MAX_STOP_BYTES: usize = 1024;
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    /// The one that has come: its index
+    stopped: Option<usize>,
 }
 
 impl StopStrings {
@@ -30,18 +31,18 @@ impl StopStrings {
             let requirement = format!("each must have 1 to {MAX_STOP_BYTES} bytes");
             return Err(SubmitError::invalid("stop", format!("a string of {} bytes", stop.len()), requirement));
         }
-        Ok(Self { stops: stops.to_vec(), held: String::new(), stopped: false })
+        Ok(Self { stops: stops.to_vec(), held: String::new(), stopped: None })
     }
 
     /// Takes the next piece and returns what can be shown now.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         self.held.push_str(text);
-        let ends = |stop: &String| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start));
-        if let Some((_, start)) = self.stops.iter().filter_map(ends).min() {
-            self.stopped = true;
+        let ends = |(index, stop): (usize, &String)| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, index));
+        if let Some((_, start, index)) = self.stops.iter().enumerate().filter_map(ends).min() {
+            self.stopped = Some(index);
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
         }
@@ -52,7 +53,12 @@ impl StopStrings {
 
     /// Whether a stop string has come.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.is_some()
+    }
+
+    /// The stop string that has come.
+    pub fn stop(&self) -> Option<&str> {
+        Some(&self.stops[self.stopped?])
     }
 
     /// Ends the stream: what was held back was no stop string.

@@ -51,6 +51,11 @@ impl TextStream {
         self.stops.stopped()
     }
 
+    /// The stop string that has come.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stops.stop()
+    }
+
     /// Ends the answer and returns the text that was held back.
     pub fn finish(&mut self) -> String {
         let mut text = self.stops.push(&self.detokenizer.finish());
@@ -128,6 +133,7 @@ impl Engine {
                         logprobs.extend(l);
                         new += &stream.push(token);
                     }
+                    Event::Prompt { .. } => {}
                     Event::Finished { finished: f, .. } => finished = Some(f),
                 }
             }

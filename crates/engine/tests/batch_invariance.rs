@@ -56,6 +56,7 @@ fn run(engine: &mut Engine, requests: Vec<Request>) -> Vec<Answer> {
                     answers[ids.iter().position(|i| *i == id).unwrap()].1 = finished.reused_tokens;
                     running -= 1;
                 }
+                Event::Prompt { .. } => unreachable!("nobody reads a prompt"),
             }
         }
     }

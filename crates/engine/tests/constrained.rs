@@ -44,6 +44,7 @@ fn a_grammar_that_cannot_go_on_ends_its_own_request() {
                     Event::Token { id, token, .. } if id == other_id => tokens.push(token),
                     Event::Token { token, .. } => assert_eq!(token, 14),
                     Event::Finished { id, finished } => ends.push((id, finished.reason)),
+                    Event::Prompt { .. } => unreachable!("nobody reads a prompt"),
                 }
             }
             engine.check_integrity().unwrap();

@@ -25,6 +25,7 @@ fn scheduler(blocks: u32) -> Scheduler {
 fn submit(scheduler: &mut Scheduler, user: u64, priority: i32, length: usize) -> RequestId {
     let number = scheduler.counts().computed_tokens as u32 + scheduler.waiting() as u32;
     let sequence = NewSequence {
+        reuses: true,
         prompt: (0..length as u32).map(|i| number * 64 + i).collect(),
         max_tokens: ANSWER,
         stop_tokens: Vec::new(),

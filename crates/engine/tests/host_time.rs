@@ -74,6 +74,12 @@ impl Model for NoModel {
     fn forward(&self, _: &mut Step) -> ferrum_models::Result<()> {
         Ok(())
     }
+    fn states(&self, step: &Step) -> ferrum_models::Result<Tensor> {
+        Ok(step.rows(&step.scratch.hidden))
+    }
+    fn logits(&self, _: &dyn Backend, _: &Tensor, _: &Tensor) -> ferrum_models::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

@@ -5,10 +5,12 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{VOCAB, constraints, drafting_engine, engine, expected, overlapped_engine};
+use common::{VOCAB, constraints, drafting_engine, engine, expected, expected_logits, expected_state, overlapped_engine};
 use ferrum_engine::{
-    ContextFull, Engine, EngineOptions, Event, FinishReason, KvEvent, Request, RequestId, SamplingParams, SubmitError, UserId,
+    ContextFull, Engine, EngineOptions, Event, FinishReason, KvEvent, ReadPrompt, Reading, Request, RequestId, SamplingParams, SubmitError,
+    TokenLogprobs, UserId,
 };
+use ferrum_models::Pooling;
 use proptest::{collection::vec, option, prelude::*};
 
 const END_TOKENS: [u32; 1] = [3];
@@ -59,11 +61,27 @@ fn prompt() -> impl Strategy<Value = Vec<u32>> {
 
 fn arrival() -> impl Strategy<Value = Arrival> {
     let context_full = prop_oneof![3 => Just(ContextFull::Finish), 1 => Just(ContextFull::Refuse), 1 => (0usize..8).prop_map(|keep| ContextFull::Shift { keep })];
-    let numbers = (0usize..40, 1u64..30, 0i32..3, any::<bool>(), option::weighted(0.2, 0usize..12));
+    let read_prompt = option::weighted(
+        0.3,
+        prop_oneof![
+            (0usize..4).prop_map(ReadPrompt::Logprobs),
+            Just(ReadPrompt::Embedding(Pooling::Last)),
+            Just(ReadPrompt::Embedding(Pooling::Mean)),
+        ],
+    );
+    let numbers = (0usize..40, 1u64..30, 0i32..3, any::<bool>(), option::weighted(0.2, 0usize..12), read_prompt);
     let constraint = option::weighted(0.4, 0..constraints().len());
     let bias = option::weighted(0.2, (3..VOCAB as u32, -100.0f64..100.0));
     (numbers, prompt(), sampling(), context_full, option::weighted(0.4, vec(4..VOCAB as u32, 1..6)), constraint, bias).prop_map(
-        |((step, max_tokens, priority, ignore_eos, cancel), prompt, sampling, on_context_full, next_turn, constraint, bias)| Arrival {
+        |(
+            (step, max_tokens, priority, ignore_eos, cancel, read_prompt),
+            prompt,
+            sampling,
+            on_context_full,
+            next_turn,
+            constraint,
+            bias,
+        )| Arrival {
             step,
             request: Request {
                 sampling,
@@ -74,6 +92,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
                 ignore_eos: ignore_eos && constraint.is_none(),
                 on_context_full,
                 user: UserId(step as u64 % 3),
+                read_prompt,
                 ..Request::new(prompt)
             },
             cancel,
@@ -144,6 +163,42 @@ impl Followed {
     }
 }
 
+/// What was told of a prompt must be what a pass over it alone tells.
+fn check_readings(request: &Request, readings: &[Reading]) -> Result<(), TestCaseError> {
+    let prompt = &request.prompt;
+    let all = |readings: &[Reading]| -> Vec<TokenLogprobs> {
+        readings.iter().flat_map(|r| if let Reading::Logprobs(l) = r { l.clone() } else { vec![] }).collect()
+    };
+    match request.read_prompt {
+        None => prop_assert!(readings.is_empty()),
+        Some(ReadPrompt::Logprobs(count)) => {
+            let all = all(readings);
+            prop_assert_eq!(all.len(), prompt.len() - 1);
+            for (position, got) in all.iter().enumerate() {
+                let logits = expected_logits(&prompt[..=position]);
+                let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+                let want = |token: u32| f64::from(logits[token as usize]) - total;
+                prop_assert!((f64::from(got.logprob) - want(prompt[position + 1])).abs() < 1e-4);
+                let mut best: Vec<f64> = (0..VOCAB as u32).map(want).collect();
+                best.sort_by(|a, b| b.total_cmp(a));
+                prop_assert_eq!(got.top.len(), count);
+                prop_assert!(got.top.iter().zip(best).all(|(got, want)| (f64::from(got.1) - want).abs() < 1e-4));
+            }
+        }
+        Some(ReadPrompt::Embedding(pooling)) => {
+            let [Reading::Embedding(got)] = readings else { return Err(TestCaseError::fail(format!("{readings:?}"))) };
+            let state = |len: usize| f64::from(expected_state(&prompt[..len]));
+            let want = match pooling {
+                Pooling::Last => state(prompt.len()),
+                Pooling::Mean => (1..=prompt.len()).map(state).sum::<f64>() / prompt.len() as f64,
+            };
+            prop_assert!((f64::from(got[0]) - want).abs() <= want * 1e-6, "{} is not {want}", got[0]);
+            prop_assert_eq!(&got[2..], &[0.0; 2]);
+        }
+    }
+    Ok(())
+}
+
 fn drive(world: World, overlapped: bool) -> Result<(), TestCaseError> {
     let make = if overlapped { overlapped_engine } else { engine };
     let engine = make(world.block_tokens, world.options.clone());
@@ -159,6 +214,7 @@ fn drive_engine(world: World, mut engine: Engine) -> Result<(), TestCaseError> {
     let mut cache = Followed::default();
     engine.take_kv_events(&mut Vec::new());
     let mut live: HashMap<RequestId, (Arrival, Vec<u32>, Option<usize>)> = HashMap::new();
+    let mut readings: HashMap<RequestId, Vec<Reading>> = HashMap::new();
     let mut step = 0;
     while !arrivals.is_empty() || engine.has_work() {
         prop_assert!(step < 20_000, "the engine does not get on");
@@ -185,6 +241,10 @@ fn drive_engine(world: World, mut engine: Engine) -> Result<(), TestCaseError> {
         for event in engine.step().unwrap() {
             match event {
                 Event::Token { id, token, .. } => live.get_mut(&id).unwrap().1.push(token),
+                Event::Prompt { id, reading } => {
+                    prop_assert!(live[&id].1.is_empty(), "told of the prompt after the first token");
+                    readings.entry(id).or_default().push(reading);
+                }
                 Event::Finished { id, finished } => {
                     let (arrival, tokens, _) = live.remove(&id).unwrap();
                     let (want, reason) = expected(&arrival.request, max_context, &END_TOKENS);
@@ -193,6 +253,7 @@ fn drive_engine(world: World, mut engine: Engine) -> Result<(), TestCaseError> {
                     let by_grammar = arrival.request.constraint.is_some() && finished.stop_token.is_none();
                     prop_assert_eq!(finished.stop_token.is_some() || by_grammar, reason == FinishReason::Stop || by_grammar);
                     prop_assert_eq!(finished.generated_tokens, tokens.len());
+                    check_readings(&arrival.request, &readings.remove(&id).unwrap_or_default())?;
                     if let Some(more) = arrival.next_turn {
                         let prompt = [&arrival.request.prompt, &tokens[..], &more].concat();
                         let request = Request { prompt, ..arrival.request };

@@ -172,7 +172,7 @@ fn priorities_come_before_arrival() {
     while engine.has_work() {
         order.extend(engine.step().unwrap().into_iter().filter_map(|e| match e {
             Event::Finished { id, .. } => Some(id),
-            Event::Token { .. } => None,
+            Event::Token { .. } | Event::Prompt { .. } => None,
         }));
     }
     assert_eq!(order, [first, urgent, plain, later]);

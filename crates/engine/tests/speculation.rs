@@ -155,6 +155,7 @@ fn scheduler(max_tokens: usize) -> Scheduler {
     };
     let mut scheduler = Scheduler::new(limits, BlockPool::new(1 << 10, 16, true));
     let sequence = NewSequence {
+        reuses: true,
         prompt: (0..30).map(|i| i % 7).collect(),
         max_tokens,
         stop_tokens: Vec::new(),

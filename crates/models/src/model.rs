@@ -14,6 +14,28 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// When the device fails or an operation's contract is broken.
     fn forward(&self, step: &mut Step) -> Result<()>;
+
+    /// What the output head reads, of every token of the step that `forward` has just computed: `[tokens, hidden]`, in
+    /// `step.scratch` until the next step.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn states(&self, step: &Step) -> Result<Tensor>;
+
+    /// The output head alone: `states: [rows, hidden]` to `logits: [rows, vocab]` F32.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn logits(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> Result<()>;
+}
+
+/// How the hidden states of a text become its embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The state of the last token, which alone has seen all others
+    Last,
+    /// The mean of all
+    Mean,
 }
 
 /// The facts that planning, caching and serving need.

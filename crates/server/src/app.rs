@@ -10,7 +10,7 @@ use std::{
 
 use ferrum_engine::SamplingParams;
 use ferrum_models::{
-    ModelInfo,
+    ModelInfo, Pooling,
     text::{ChatTemplate, Tokenizer},
 };
 
@@ -33,6 +33,8 @@ pub struct Served {
     pub template: Option<ChatTemplate>,
     /// How the model writes tool calls; `None`: its template takes no tools, or the form is not known
     pub tool_format: Option<ToolFormat>,
+    /// How it makes embeddings
+    pub pooling: Pooling,
     /// What holds where a request says nothing
     pub sampling: SamplingParams,
     pub max_context: usize,

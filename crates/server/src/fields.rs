@@ -15,6 +15,12 @@ pub struct Fields {
     path: String,
 }
 
+impl From<Map<String, Value>> for Fields {
+    fn from(map: Map<String, Value>) -> Self {
+        Self { map, path: String::new() }
+    }
+}
+
 impl Fields {
     /// Parses a request body.
     ///

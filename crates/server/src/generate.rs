@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use ferrum_engine::{FinishReason, Finished, SubmitError, TextOptions, TextStream, TokenLogprobs};
+use ferrum_engine::{FinishReason, Finished, Reading, SubmitError, TextOptions, TextStream, TokenLogprobs};
 use ferrum_models::text::{Position, Tokenizer};
 use tokio::sync::mpsc;
 
@@ -19,8 +19,15 @@ use crate::{
 pub enum Piece {
     /// Text that is certain now, and the tokens that came with it. One of them may be empty.
     Text { choice: usize, text: String, tokens: Vec<Token> },
+    /// More of what was to be read of the prompt; before all text
+    Prompt { choice: usize, reading: Reading },
     /// The last piece of this answer
-    Finished { choice: usize, finished: Finished },
+    Finished {
+        choice: usize,
+        finished: Finished,
+        /// The stop string that ended it
+        stop_string: Option<String>,
+    },
 }
 
 /// A generated token.
@@ -59,26 +66,19 @@ impl Answers {
     ///
     /// # Errors
     /// When the engine refuses a request.
-    pub async fn start(
-        app: &Arc<App>,
-        model: &Served,
-        prompts: Vec<Vec<u32>>,
-        generation: &Generation,
-        logprobs: Option<usize>,
-    ) -> Result<Self> {
+    pub async fn start(app: &Arc<App>, model: &Served, prompts: Vec<Vec<u32>>, generation: &Generation) -> Result<Self> {
         let generation = &generation.compiled(app).await?;
         let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let open = prompts.len() * generation.n;
         for (index, prompt) in prompts.into_iter().enumerate() {
             let stream = text_stream(&model.tokenizer, generation)?;
-            let first = model.service.submit(generation.request(prompt.clone(), 0, logprobs)).await?;
+            let first = model.service.submit(generation.request(prompt.clone(), 0)).await?;
             let source = Source {
                 app: Arc::clone(app),
                 service: model.service.clone(),
                 tokenizer: Arc::clone(&model.tokenizer),
                 generation: generation.clone(),
-                logprobs,
                 pieces: sender.clone(),
             };
             tokio::spawn(source.run(prompt, index * generation.n, first, stream));
@@ -110,7 +110,7 @@ impl Answers {
                 self.usage.completion_tokens += finished.generated_tokens + usize::from(finished.stop_token.is_some());
                 self.usage.cached_tokens = self.usage.cached_tokens.max(finished.reused_tokens);
             }
-            Some(Piece::Text { .. }) => {}
+            Some(Piece::Text { .. } | Piece::Prompt { .. }) => {}
             _ => {
                 self.failed = true;
                 return Err(ApiError::internal("the engine failed while computing this answer; send the request again"));
@@ -132,7 +132,6 @@ struct Source {
     service: Service,
     tokenizer: Arc<Tokenizer>,
     generation: Generation,
-    logprobs: Option<usize>,
     pieces: mpsc::Sender<Piece>,
 }
 
@@ -156,7 +155,7 @@ impl Source {
         for index in 1..self.generation.n {
             let source = self.clone();
             // What was valid for the first answer is valid for all.
-            let submitted = self.service.submit(self.generation.request(prompt.to_vec(), index, self.logprobs)).await;
+            let submitted = self.service.submit(self.generation.request(prompt.to_vec(), index)).await;
             let stream = text_stream(&self.tokenizer, &self.generation);
             let (Ok(mut ticket), Ok(stream)) = (submitted, stream) else {
                 // Closing the channel without a last piece is the failure that `Answers::next` reports.
@@ -204,13 +203,15 @@ impl Answer<'_> {
                 }
                 !stopped
             }
+            Update::Prompt(reading) => self.send(Piece::Prompt { choice: self.choice, reading }).await,
             Update::Finished(finished) => {
                 let text = self.stream.finish();
                 if !text.is_empty() {
                     self.send(Piece::Text { choice: self.choice, text, tokens: Vec::new() }).await;
                 }
                 self.observe(&finished);
-                self.send(Piece::Finished { choice: self.choice, finished }).await;
+                self.send(Piece::Finished { choice: self.choice, finished, stop_string: self.stream.stop_string().map(str::to_owned) })
+                    .await;
                 false
             }
         }
@@ -224,7 +225,7 @@ impl Answer<'_> {
         };
         let finished = Finished { reason: FinishReason::Stop, stop_token: None, generated_tokens: self.tokens, ..finished };
         self.observe(&finished);
-        self.send(Piece::Finished { choice: self.choice, finished }).await;
+        self.send(Piece::Finished { choice: self.choice, finished, stop_string: self.stream.stop_string().map(str::to_owned) }).await;
     }
 
     async fn send(&self, piece: Piece) -> bool {
@@ -252,5 +253,5 @@ fn text_stream(tokenizer: &Arc<Tokenizer>, generation: &Generation) -> Result<Te
 
 fn failed(choice: usize) -> Piece {
     let finished = Finished { reason: FinishReason::Failed, stop_token: None, prompt_tokens: 0, reused_tokens: 0, generated_tokens: 0 };
-    Piece::Finished { choice, finished }
+    Piece::Finished { choice, finished, stop_string: None }
 }

@@ -4,10 +4,12 @@
 //! connection task ── Request ──→ engine thread          (service.rs: commands over, updates back)
 //!                 ←── Update ──
 //! Answers (generate.rs): text, stop strings, usage, the same for streamed and whole responses
+//! Turn (turn.rs): one turn of a conversation, taken apart into text, reasoning and tool calls
 //! openai/, operations.rs: the shapes of the routes
 //! ```
 #![forbid(unsafe_code)]
 
+mod anthropic;
 mod app;
 mod error;
 mod fields;
@@ -19,11 +21,13 @@ mod openai;
 mod operations;
 mod output;
 mod page;
+mod prompt;
 mod routes;
 mod sampling;
 mod service;
 mod structured;
 mod tools;
+mod turn;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -22,7 +22,7 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
-    openai::ChatPrompt,
+    prompt::ChatPrompt,
     service::KvWatch,
 };
 

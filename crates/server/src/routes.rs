@@ -13,7 +13,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{app::App, error::ApiError, openai, operations, page};
+use crate::{anthropic, app::App, error::ApiError, openai, operations, page};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -39,6 +39,10 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/embeddings", post(openai::embeddings::create))
+        .route("/v1/responses", post(openai::responses::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*name}", get(openai::models::get))
         .route("/tokenize", post(operations::tokenize))
@@ -110,6 +114,7 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             let (parts, body) = next.run(request).await.into_parts();
             Response::from_parts(parts, hold(body, permit))
         }
+        Err(error) if request.uri().path().starts_with("/v1/messages") => anthropic::shown(&error),
         Err(error) => error.into_response(),
     }
 }

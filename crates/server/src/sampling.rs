@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use ferrum_engine::{Constraint, ContextFull, Request, SamplingParams, UserId};
+use ferrum_engine::{Constraint, ContextFull, ReadPrompt, Request, SamplingParams, UserId};
 use serde_json::Value;
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Most answers to one request.
-const MAX_CHOICES: u64 = 128;
+pub const MAX_CHOICES: u64 = 128;
 
 /// The fields that change what is generated, as all OpenAI routes have them.
 #[derive(Clone, Debug)]
@@ -36,6 +36,10 @@ pub struct Generation {
     pub user: UserId,
     /// Answers wanted
     pub n: usize,
+    /// Report the log-probability of every token, and this many alternatives; not read here, because the routes differ
+    pub logprobs: Option<usize>,
+    /// What is wanted of the prompt; not read here
+    pub read_prompt: Option<ReadPrompt>,
     /// Whether special tokens are left out of the text
     pub skip_special: bool,
 }
@@ -63,11 +67,6 @@ impl Generation {
     pub fn read(fields: &mut Fields, defaults: &SamplingParams) -> Result<Self> {
         fields.refuse(REFUSED)?;
         let n = fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1);
-        if let Some(best_of) = fields.count("best_of", 1, MAX_CHOICES)?
-            && best_of != n
-        {
-            return Err(ApiError::unsupported("best_of"));
-        }
         let priority = fields.i64("priority")?.unwrap_or(0);
         let priority = i32::try_from(priority).map_err(|_| ApiError::invalid("priority", "`priority` must fit 32 bits"))?;
         let seed = fields.i64("seed")?.map(|seed| seed as u64);
@@ -95,6 +94,8 @@ impl Generation {
             priority,
             user: fields.string("user")?.map_or(UserId::default(), user_id),
             n,
+            logprobs: None,
+            read_prompt: None,
             skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
         })
     }
@@ -112,7 +113,7 @@ impl Generation {
     }
 
     /// The request of answer `index` to `prompt`: with a seed, every answer draws its own numbers.
-    pub fn request(&self, prompt: Vec<u32>, index: usize, logprobs: Option<usize>) -> Request {
+    pub fn request(&self, prompt: Vec<u32>, index: usize) -> Request {
         let mut sampling = self.sampling.clone();
         sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(index as u64));
         Request {
@@ -123,7 +124,8 @@ impl Generation {
             max_tokens: self.max_tokens,
             stop_tokens: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
-            logprobs,
+            logprobs: self.logprobs,
+            read_prompt: self.read_prompt,
             on_context_full: if self.max_tokens.is_some() { ContextFull::Refuse } else { ContextFull::Finish },
             priority: self.priority,
             user: self.user,

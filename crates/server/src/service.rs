@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_engine::{Engine, Event, Finished, KvEvent, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use ferrum_engine::{Engine, Event, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
 use tokio::sync::{broadcast, mpsc as updates, oneshot};
 
 /// How often an idle engine shows that it is alive.
@@ -30,6 +30,8 @@ pub enum Update {
         token: u32,
         logprobs: Option<TokenLogprobs>,
     },
+    /// More of what was to be read of the prompt; before the first token
+    Prompt(Reading),
     /// The last update
     Finished(Finished),
 }
@@ -167,7 +169,7 @@ impl Ticket {
         self.commands.send(Command::Cancel(self.id)).ok()?;
         loop {
             match self.next().await? {
-                Update::Token { .. } => {}
+                Update::Token { .. } | Update::Prompt(_) => {}
                 Update::Finished(finished) => return Some(finished),
             }
         }
@@ -269,6 +271,7 @@ impl Worker {
         for event in events.drain(..) {
             let (id, update) = match event {
                 Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
+                Event::Prompt { id, reading } => (id, Update::Prompt(reading)),
                 Event::Finished { id, finished } => (id, Update::Finished(finished)),
             };
             let last = matches!(update, Update::Finished(_));

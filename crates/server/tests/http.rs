@@ -1,94 +1,18 @@
 //! The routes, over a tiny model on the CPU.
 
-use std::{path::Path, sync::Arc, time::Duration};
+mod common;
+
+use std::time::Duration;
 
 use axum::{
-    Router,
     body::Body,
     http::{Request, StatusCode},
 };
-use ferrum_cpu::{CpuBackend, CpuOptions};
-use ferrum_engine::{Engine, EngineOptions, SamplingParams};
-use ferrum_models::Checkpoint;
-use ferrum_server::{App, HttpOptions, KeyLimits, Keys, Served, Service, ToolFormat, Unhealthy, router};
+use common::{get, load, loaded, post, question, send, server, stream, with};
+use ferrum_server::{KeyLimits, Keys, Unhealthy};
 use futures_util::StreamExt;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
-
-/// A server with the fixture `llama3`, four sequences and a context of 256.
-fn server(keys: Keys) -> (Arc<App>, Router) {
-    let app = Arc::new(App::new(keys, Duration::from_secs(60)));
-    let router = router(Arc::clone(&app), &HttpOptions { max_body_bytes: 1 << 16, ..HttpOptions::default() });
-    (app, router)
-}
-
-fn load(app: &App) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
-    let checkpoint = Checkpoint::open(&folder).unwrap();
-    let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
-    let backend: Arc<CpuBackend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
-    let model = checkpoint.load(&*backend, 256).unwrap();
-    let options =
-        EngineOptions { max_context: Some(256), max_seqs: 4, end_tokens: tokenizer.end_ids().to_vec(), ..EngineOptions::default() };
-    let engine = Engine::new(backend, model, options).unwrap();
-    let (info, max_context) = (engine.model_info().clone(), engine.max_context());
-    let (service, _thread) = Service::start(engine).unwrap();
-    app.ready(Served {
-        name: "tiny".into(),
-        info,
-        tool_format: tokenizer.chat_template_source().and_then(ToolFormat::of_template),
-        template: Some(tokenizer.chat_template().unwrap()),
-        tokenizer,
-        sampling: SamplingParams::default(),
-        max_context,
-        max_seqs: 4,
-        backend: "cpu".into(),
-        service,
-    });
-}
-
-fn loaded() -> (Arc<App>, Router) {
-    let (app, router) = server(Keys::default());
-    load(&app);
-    (app, router)
-}
-
-async fn send(router: &Router, path: &str, body: Option<Vec<u8>>) -> (StatusCode, Vec<u8>) {
-    let request = Request::builder().uri(path).method(if body.is_some() { "POST" } else { "GET" });
-    let response = router.clone().oneshot(request.body(Body::from(body.unwrap_or_default())).unwrap()).await.unwrap();
-    let status = response.status();
-    (status, response.into_body().collect().await.unwrap().to_bytes().to_vec())
-}
-
-async fn post(router: &Router, path: &str, body: Value) -> (StatusCode, Value) {
-    let (status, body) = send(router, path, Some(body.to_string().into_bytes())).await;
-    (status, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{path}: {}", String::from_utf8_lossy(&body))))
-}
-
-async fn get(router: &Router, path: &str) -> (StatusCode, String) {
-    let (status, body) = send(router, path, None).await;
-    (status, String::from_utf8(body).unwrap())
-}
-
-/// The JSON values of a stream; it ends with `[DONE]`.
-async fn stream(router: &Router, path: &str, body: Value) -> Vec<Value> {
-    let (status, body) = send(router, path, Some(body.to_string().into_bytes())).await;
-    assert_eq!(status, StatusCode::OK);
-    let text = String::from_utf8(body).unwrap();
-    let mut events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
-    assert_eq!(events.pop(), Some("[DONE]"));
-    events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
-}
-
-fn question(text: &str) -> Value {
-    json!({"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 24, "ignore_eos": true})
-}
-
-fn with(mut body: Value, more: Value) -> Value {
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
-}
 
 #[tokio::test]
 async fn a_stream_says_what_the_whole_says() {

@@ -161,6 +161,7 @@ fn load(app: &App) -> std::thread::JoinHandle<()> {
     app.ready(Served {
         name: "tiny".into(),
         info,
+        pooling: checkpoint.pooling().unwrap(),
         tool_format: None,
         template: None,
         tokenizer,

@@ -218,6 +218,7 @@ fn run_all(engine: &mut Engine, requests: Vec<Request>) -> anyhow::Result<Sample
                     tokens += 1;
                     began += usize::from(waiting.remove(&id));
                 }
+                Event::Prompt { .. } => {}
                 Event::Finished { finished, .. } => prompt_tokens -= finished.reused_tokens,
             }
         }

@@ -90,6 +90,7 @@ fn load(args: &ServeArgs, app: &App) -> anyhow::Result<thread::JoinHandle<()>> {
     app.ready(Served {
         name: args.served_model_name.clone().unwrap_or_else(|| args.model.clone()),
         info,
+        pooling: session.checkpoint.pooling()?,
         tool_format: session.tokenizer.chat_template_source().and_then(ToolFormat::of_template),
         tokenizer: session.tokenizer,
         template,

@@ -157,7 +157,7 @@ impl FakeModel {
         assert_eq!((cu[0], *cu.last().unwrap() as usize), (0, tokens.len()));
         let layer = &step.kv.layers[1];
         let (mut keys, mut values) = (b.read_f32(&layer.0)?, b.read_f32(&layer.1)?);
-        let mut logits = Vec::new();
+        let (mut logits, mut states) = (Vec::new(), vec![0.0; tokens.len() * self.info.hidden]);
         let mut longest = 0;
         for seq in 0..lens.len() {
             let (first, last, context) = (cu[seq] as usize, cu[seq + 1] as usize, lens[seq] as usize);
@@ -174,7 +174,11 @@ impl FakeModel {
                 assert_eq!(slots[row] as usize, slot(position));
                 let before = if position == 0 { 0 } else { values[slot(position - 1) * HEAD_DIM] as u64 };
                 keys[slot(position) * HEAD_DIM..][..2].copy_from_slice(&[tokens[row] as f32, position as f32]);
-                values[slot(position) * HEAD_DIM] = roll(before, tokens[row] as u32) as f32;
+                let state = roll(before, tokens[row] as u32) as f32;
+                values[slot(position) * HEAD_DIM] = state;
+                // All that the logits follow from.
+                let echo = if position >= ECHO - 1 { 1.0 + keys[slot(position + 1 - ECHO) * HEAD_DIM] } else { 0.0 };
+                states[row * self.info.hidden..][..2].copy_from_slice(&[state, echo]);
             }
             for row in picked.iter().map(|&r| r as usize).filter(|r| (first..last).contains(r)) {
                 let position = context - (last - row);
@@ -193,6 +197,7 @@ impl FakeModel {
             b.upload(&layer.0, bytemuck::cast_slice(&keys))?;
             b.upload(&layer.1, bytemuck::cast_slice(&values))?;
         }
+        b.upload(&step.rows(&step.scratch.hidden), bytemuck::cast_slice(&states))?;
         b.upload(&step.scratch.logits.narrow(0, 0, picked.len()), bytemuck::cast_slice(&logits))
     }
 }
@@ -209,6 +214,22 @@ impl Model for FakeModel {
         let mut result = Ok(());
         allocation_counter::opt_out(|| result = self.compute(step));
         Ok(result?)
+    }
+
+    fn states(&self, step: &Step) -> ferrum_models::Result<Tensor> {
+        Ok(step.rows(&step.scratch.hidden))
+    }
+
+    fn logits(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> ferrum_models::Result<()> {
+        let states = backend.read_f32(states)?;
+        let rows: Vec<f32> = states
+            .chunks(self.info.hidden)
+            .flat_map(|state| {
+                let echo = (state[1] > 0.0).then(|| state[1] as u32 - 1);
+                logits_of(state[0] as u64, echo)
+            })
+            .collect();
+        Ok(backend.upload(logits, bytemuck::cast_slice(&rows))?)
     }
 }
 
@@ -278,6 +299,11 @@ fn vocabulary() -> Vec<Vec<u8>> {
     assert!(tokens.len() <= VOCAB);
     tokens.resize(VOCAB, Vec::new());
     tokens
+}
+
+/// The state after `tokens`, as embeddings show it.
+pub fn expected_state(tokens: &[u32]) -> f32 {
+    state_of(tokens) as f32
 }
 
 /// What a request must give when it runs alone in an engine that computes everything anew for every token.

@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use ferrum_kernels::ops::{Activation, RopeLayout};
+use ferrum_kernels::{
+    Backend, Tensor,
+    ops::{Activation, RopeLayout},
+};
 use serde_json::{Value, json};
 
 use super::llama::{read_info, read_rope, read_windows};
@@ -166,5 +169,14 @@ impl Model for Gemma {
         self.norm.add_forward(step, &residual, &x)?;
         step.tap(|| format!("layers.{}", self.blocks.len() - 1), &residual);
         self.head.logits(step, &x, None)
+    }
+
+    fn states(&self, step: &Step) -> Result<Tensor> {
+        // The forward pass ends with the norm, and leaves it there.
+        Ok(step.rows(&step.scratch.hidden))
+    }
+
+    fn logits(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> Result<()> {
+        self.head.logits_of(backend, states, logits)
     }
 }

@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use ferrum_kernels::ops::{Activation, RopeLayout};
+use ferrum_kernels::{
+    Backend, Tensor,
+    ops::{Activation, RopeLayout},
+};
 use serde_json::json;
 
 use crate::{
@@ -220,5 +223,15 @@ impl Model for Decoder {
             step.tap(|| format!("layers.{layer}"), &residual);
         }
         self.head.logits(step, &residual, Some(&self.norm))
+    }
+
+    fn states(&self, step: &Step) -> Result<Tensor> {
+        let states = step.rows(&step.scratch.hidden);
+        self.norm.forward(step, &step.rows(&step.scratch.residual), &states)?;
+        Ok(states)
+    }
+
+    fn logits(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> Result<()> {
+        self.head.logits_of(backend, states, logits)
     }
 }

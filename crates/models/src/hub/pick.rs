@@ -29,6 +29,7 @@ const SIDE_FILES: &[&str] = &[
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "1_Pooling/config.json",
     INDEX_FILE,
 ];
 

@@ -1,6 +1,6 @@
 //! Projections, and the embedding table with the output head.
 
-use ferrum_kernels::{PreparedWeight, Tensor, ops};
+use ferrum_kernels::{Backend, PreparedWeight, Tensor, ops};
 
 use super::RmsNorm;
 use crate::{Result, loader::Loader, model::Step};
@@ -84,15 +84,31 @@ impl Head {
             step.backend.gather_rows(&ops::GatherRows { x, rows: &step.batch.logit_rows, out: &picked })?;
         }
         let x = if all { x } else { &picked };
-        let head = match &self.head {
-            Some(head) => head.op(x, &logits),
-            None => ops::Linear::new(x, &self.table, &logits),
-        };
-        step.backend.linear(&ops::Linear { norm: norm.map(|n| n.before(&normed)), ..head })?;
-        if let Some(cap) = self.softcap {
-            step.backend.softcap(&ops::Softcap { x: &logits, cap })?;
-        }
+        self.project(step.backend, ops::Linear { norm: norm.map(|n| n.before(&normed)), ..self.op(x, &logits) })?;
         step.tap(|| "logits".into(), &logits);
+        Ok(())
+    }
+
+    /// Logits of normed rows: `states: [rows, hidden]` to `logits: [rows, vocab]` F32.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn logits_of(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> Result<()> {
+        self.project(backend, self.op(states, logits))
+    }
+
+    fn op<'a>(&'a self, x: &'a Tensor, logits: &'a Tensor) -> ops::Linear<'a> {
+        match &self.head {
+            Some(head) => head.op(x, logits),
+            None => ops::Linear::new(x, &self.table, logits),
+        }
+    }
+
+    fn project(&self, backend: &dyn Backend, op: ops::Linear) -> Result<()> {
+        backend.linear(&op)?;
+        if let Some(cap) = self.softcap {
+            backend.softcap(&ops::Softcap { x: op.out, cap })?;
+        }
         Ok(())
     }
 }

@@ -22,18 +22,21 @@ pub fn chat(tokenizer: &Tokenizer, tokens: &[Token]) -> Value {
     json!({"content": content, "refusal": null})
 }
 
-/// `logprobs` of a completion: four lists of one length. `offset` is where the text of the first token begins, in characters.
+/// `logprobs` of a completion: four lists of one length. `offset` is where the text of the first token begins, in characters. A
+/// token that nothing predicts has `null`.
 pub fn completion(tokenizer: &Tokenizer, tokens: &[Token], offset: &mut usize) -> Value {
     let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or_default()).into_owned();
     let (mut texts, mut chosen, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
-    for (id, logprobs) in with_logprobs(tokens) {
-        let token = text(id);
+    for Token { id, logprobs } in tokens {
+        let token = text(*id);
         offsets.push(*offset);
         *offset += token.chars().count();
         texts.push(token);
-        chosen.push(finite(logprobs.logprob));
-        let alternatives = logprobs.top.iter().copied().chain([(id, logprobs.logprob)]);
-        top.push(alternatives.map(|(id, logprob)| (text(id), finite(logprob))).collect::<serde_json::Map<_, _>>());
+        chosen.push(logprobs.as_ref().map(|l| finite(l.logprob)));
+        top.push(logprobs.as_ref().map(|l| {
+            let alternatives = l.top.iter().copied().chain([(*id, l.logprob)]);
+            alternatives.map(|(id, logprob)| (text(id), finite(logprob))).collect::<serde_json::Map<_, _>>()
+        }));
     }
     json!({"tokens": texts, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets})
 }

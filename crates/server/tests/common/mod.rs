@@ -43,6 +43,7 @@ pub fn load_as(app: &App, tool_format: Option<ToolFormat>, template: Option<&str
     app.ready(Served {
         name: "tiny".into(),
         info,
+        pooling: checkpoint.pooling().unwrap(),
         tool_format,
         template: Some(template.map_or_else(|| tokenizer.chat_template().unwrap(), |source| ChatTemplate::new(source, vec![]).unwrap())),
         tokenizer,

@@ -1,0 +1,158 @@
+//! A request of `/v1/messages` in the fields of `/v1/chat/completions`.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::{ApiError, Result},
+    fields::{Fields, wrong},
+};
+
+/// Fields that change the answer and are not honoured.
+const REFUSED: &[&str] = &["container", "mcp_servers", "context_management", "output_config", "output_format"];
+/// Fields that mean the same in both.
+const SAME: &[&str] = &["max_tokens", "temperature", "top_p", "top_k", "priority", "seed", "min_p", "ignore_eos", "chat_template_kwargs"];
+
+/// # Errors
+/// Naming the field that is wrong or not supported.
+pub fn chat(fields: &mut Fields) -> Result<Fields> {
+    fields.refuse(REFUSED)?;
+    let mut out = Map::new();
+    for &field in SAME {
+        out.extend(fields.take(field).map(|value| (field.to_owned(), value)));
+    }
+    out.insert("stop".into(), fields.strings("stop_sequences")?.into());
+    let mut messages = Vec::new();
+    if let Some(system) = fields.take("system") {
+        messages.push(json!({"role": "system", "content": text(system, "system")?}));
+    }
+    match fields.take("messages") {
+        Some(Value::Array(list)) => {
+            for (i, message) in list.into_iter().enumerate() {
+                read_message(message, &format!("messages[{i}]"), &mut messages)?;
+            }
+        }
+        Some(other) => return Err(wrong("messages", &other, "a list of messages")),
+        None => return Err(ApiError::invalid("messages", "`messages` is missing: it must be a list of messages")),
+    }
+    out.insert("messages".into(), messages.into());
+    match fields.take("tools") {
+        Some(Value::Array(tools)) => {
+            let tools = tools.into_iter().enumerate().map(|(i, tool)| read_tool(tool, &format!("tools[{i}]")));
+            out.insert("tools".into(), tools.collect::<Result<Vec<_>>>()?.into());
+        }
+        Some(other) => return Err(wrong("tools", &other, "a list of tools")),
+        None => {}
+    }
+    if let Some(choice) = fields.take("tool_choice") {
+        read_tool_choice(Fields::of(choice, "tool_choice")?, &mut out)?;
+    }
+    if let Some(thinking) = fields.take("thinking") {
+        let thinking = Fields::of(thinking, "thinking")?;
+        let on = match thinking.string("type")? {
+            Some("enabled" | "adaptive") => true,
+            Some("disabled") => false,
+            other => return Err(wrong("thinking.type", &other.into(), "enabled or disabled")),
+        };
+        // What the templates of Qwen 3 and its relatives read.
+        let arguments = out.entry("chat_template_kwargs").or_insert_with(|| json!({}));
+        if let Some(arguments) = arguments.as_object_mut() {
+            arguments.entry("enable_thinking").or_insert(on.into());
+        }
+    }
+    Ok(Fields::from(out))
+}
+
+/// Text, or a list of text blocks.
+fn text(content: Value, path: &str) -> Result<String> {
+    let blocks = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(blocks) => blocks,
+        other => return Err(wrong(path, &other, "a string or a list of text blocks")),
+    };
+    let mut all = String::new();
+    for (i, block) in blocks.into_iter().enumerate() {
+        let block = Fields::of(block, &format!("{path}[{i}]"))?;
+        match block.string("type")? {
+            Some("text") => all += block.string("text")?.unwrap_or_default(),
+            other => return Err(wrong(&block.name("type"), &other.into(), "text: this server takes no images or documents")),
+        }
+    }
+    Ok(all)
+}
+
+/// One message becomes one per result of a tool, and one for the rest.
+fn read_message(message: Value, path: &str, out: &mut Vec<Value>) -> Result<()> {
+    let mut fields = Fields::of(message, path)?;
+    let role = match fields.string("role")? {
+        Some(role @ ("user" | "assistant" | "system")) => role.to_owned(),
+        other => return Err(wrong(&fields.name("role"), &other.into(), "user or assistant")),
+    };
+    let path = fields.name("content");
+    let blocks = match fields.take("content") {
+        Some(Value::Array(blocks)) => blocks,
+        Some(Value::String(text)) => vec![json!({"type": "text", "text": text})],
+        Some(other) => return Err(wrong(&path, &other, "a string or a list of blocks")),
+        None => return Err(ApiError::invalid(&path, format!("`{path}` is missing"))),
+    };
+    let (mut content, mut thinking, mut calls, mut results) = (None::<String>, String::new(), Vec::new(), 0);
+    for (i, block) in blocks.into_iter().enumerate() {
+        let mut block = Fields::of(block, &format!("{path}[{i}]"))?;
+        match (role.as_str(), block.string("type")?) {
+            (_, Some("text")) => *content.get_or_insert_default() += block.string("text")?.unwrap_or_default(),
+            ("user", Some("tool_result")) => {
+                let id = block.string("tool_use_id")?.unwrap_or_default().to_owned();
+                let name = block.name("content");
+                let result = block.take("content").map_or(Ok(String::new()), |content| text(content, &name))?;
+                out.push(json!({"role": "tool", "tool_call_id": id, "content": result}));
+                results += 1;
+            }
+            ("assistant", Some("tool_use")) => {
+                let name = block.string("name")?.unwrap_or_default().to_owned();
+                let id = block.string("id")?.unwrap_or_default().to_owned();
+                let input = block.take("input").unwrap_or_else(|| json!({}));
+                calls.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}}));
+            }
+            ("assistant", Some("thinking")) => thinking += block.string("thinking")?.unwrap_or_default(),
+            ("assistant", Some("redacted_thinking")) => {}
+            (_, other) => {
+                return Err(wrong(&block.name("type"), &other.into(), "text, tool_use, tool_result or thinking, where its role has them"));
+            }
+        }
+    }
+    if content.is_none() && (results > 0 && calls.is_empty()) {
+        return Ok(());
+    }
+    let mut message = json!({"role": role, "content": content.unwrap_or_default()});
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    if !thinking.is_empty() {
+        message["reasoning_content"] = thinking.into();
+    }
+    out.push(message);
+    Ok(())
+}
+
+fn read_tool(tool: Value, path: &str) -> Result<Value> {
+    let mut tool = Fields::of(tool, path)?;
+    tool.only("type", &json!("custom"))?;
+    let name = tool.string("name")?.ok_or_else(|| ApiError::invalid(tool.name("name"), "a tool needs a name"))?.to_owned();
+    let description = tool.string("description")?.unwrap_or_default().to_owned();
+    let parameters = tool.take("input_schema").unwrap_or_else(|| json!({"type": "object"}));
+    Ok(json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}))
+}
+
+fn read_tool_choice(choice: Fields, out: &mut Map<String, Value>) -> Result<()> {
+    let chosen = match (choice.string("type")?, choice.string("name")?) {
+        (Some("auto"), _) => json!("auto"),
+        (Some("any"), _) => json!("required"),
+        (Some("none"), _) => json!("none"),
+        (Some("tool"), Some(name)) => json!({"type": "function", "function": {"name": name}}),
+        (other, _) => return Err(wrong("tool_choice.type", &other.into(), "auto, any, none, or tool with a name")),
+    };
+    out.insert("tool_choice".into(), chosen);
+    if choice.bool("disable_parallel_tool_use")?.unwrap_or(false) {
+        out.insert("parallel_tool_calls".into(), false.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! A request of `/v1/responses` in the fields of `/v1/chat/completions`.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::{ApiError, Result},
+    fields::{Fields, wrong},
+};
+
+/// Fields that mean the same in both.
+const SAME: &[&str] = &[
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "priority",
+    "user",
+    "ignore_eos",
+    "parallel_tool_calls",
+    "tool_choice",
+    "chat_template_kwargs",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+];
+
+/// # Errors
+/// Naming the field that is wrong or not supported.
+pub fn chat(fields: &mut Fields) -> Result<Fields> {
+    let mut out = Map::new();
+    for &field in SAME {
+        out.extend(fields.take(field).map(|value| (field.to_owned(), value)));
+    }
+    out.extend(fields.take("max_output_tokens").map(|n| ("max_tokens".to_owned(), n)));
+    let mut messages = Vec::new();
+    if let Some(instructions) = fields.string("instructions")? {
+        messages.push(json!({"role": "system", "content": instructions}));
+    }
+    match fields.take("input") {
+        Some(Value::String(text)) => messages.push(json!({"role": "user", "content": text})),
+        Some(Value::Array(items)) => {
+            for (i, item) in items.into_iter().enumerate() {
+                read_item(item, &format!("input[{i}]"), &mut messages)?;
+            }
+        }
+        Some(other) => return Err(wrong("input", &other, "a string or a list of items")),
+        None => return Err(ApiError::invalid("input", "`input` is missing: it must be a string or a list of items")),
+    }
+    out.insert("messages".into(), messages.into());
+    match fields.take("tools") {
+        Some(Value::Array(tools)) => {
+            let tools = tools.into_iter().enumerate().map(|(i, tool)| read_tool(tool, &format!("tools[{i}]")));
+            out.insert("tools".into(), tools.collect::<Result<Vec<_>>>()?.into());
+        }
+        Some(other) => return Err(wrong("tools", &other, "a list of tools")),
+        None => {}
+    }
+    if let Some(reasoning) = fields.take("reasoning") {
+        let reasoning = Fields::of(reasoning, "reasoning")?;
+        out.extend(reasoning.string("effort")?.map(|effort| ("reasoning_effort".to_owned(), effort.into())));
+    }
+    if let Some(text) = fields.take("text") {
+        let mut text = Fields::of(text, "text")?;
+        if let Some(format) = text.take("format") {
+            let mut format = Fields::of(format, "text.format")?;
+            let kind = format.string("type")?.unwrap_or("text").to_owned();
+            let mut format_out = json!({"type": kind});
+            if kind == "json_schema" {
+                format_out["json_schema"] = json!({
+                    "name": format.take("name"), "schema": format.take("schema"), "strict": format.take("strict"),
+                });
+            }
+            out.insert("response_format".into(), format_out);
+        }
+    }
+    Ok(Fields::from(out))
+}
+
+/// One item: a message, a call of a tool, or what the tool gave. Calls join the assistant's message in front of them.
+fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
+    let mut item = Fields::of(item, path)?;
+    match item.string("type")? {
+        None | Some("message") => {
+            let content = item.take("content").unwrap_or_default();
+            let role = item.take("role").unwrap_or_default();
+            messages.push(json!({"role": role, "content": content}));
+        }
+        Some("function_call") => {
+            let (id, name) = (item.take("call_id"), item.take("name"));
+            let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": item.take("arguments")}});
+            match messages.last_mut().filter(|m| m["role"] == "assistant") {
+                Some(message) => match message["tool_calls"].as_array_mut() {
+                    Some(calls) => calls.push(call),
+                    None => message["tool_calls"] = json!([call]),
+                },
+                None => messages.push(json!({"role": "assistant", "content": "", "tool_calls": [call]})),
+            }
+        }
+        Some("function_call_output") => {
+            let (id, output) = (item.take("call_id"), item.take("output").unwrap_or_default());
+            messages.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
+        }
+        // Templates leave earlier reasoning out.
+        Some("reasoning") => {}
+        other => {
+            return Err(wrong(&item.name("type"), &other.into(), "message, function_call, function_call_output or reasoning"));
+        }
+    }
+    Ok(())
+}
+
+fn read_tool(tool: Value, path: &str) -> Result<Value> {
+    let mut tool = Fields::of(tool, path)?;
+    if tool.string("type")? != Some("function") {
+        return Err(ApiError::invalid(tool.name("type"), "only tools of type `function` are supported"));
+    }
+    let mut function = Map::new();
+    for field in ["name", "description", "parameters", "strict"] {
+        function.extend(tool.take(field).map(|value| (field.to_owned(), value)));
+    }
+    Ok(json!({"type": "function", "function": function}))
+}
