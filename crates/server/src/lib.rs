@@ -16,6 +16,7 @@ mod fields;
 mod generate;
 mod grammars;
 mod limits;
+mod listen;
 mod metrics;
 mod openai;
 mod operations;

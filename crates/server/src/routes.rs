@@ -1,11 +1,11 @@
 //! The routes, what stands in front of them, and the listening itself.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -13,7 +13,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{anthropic, app::App, error::ApiError, openai, operations, page};
+use crate::{anthropic, app::App, error::ApiError, listen::listen, openai, operations, page};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -24,11 +24,24 @@ pub struct HttpOptions {
     pub cors_origins: Vec<HeaderValue>,
     /// How long running requests may take to end after the signal to stop
     pub drain: Duration,
+    /// Connections at once; more wait to be accepted
+    pub max_connections: u32,
+    /// How long a connection may take for the head of a request, and be idle in front of one
+    pub head_timeout: Duration,
+    /// How long a request's body may take to come
+    pub body_timeout: Duration,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { max_body_bytes: 32 << 20, cors_origins: Vec::new(), drain: Duration::from_secs(300) }
+        Self {
+            max_body_bytes: 32 << 20,
+            cors_origins: Vec::new(),
+            drain: Duration::from_secs(300),
+            max_connections: 8192,
+            head_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(120),
+        }
     }
 }
 
@@ -56,6 +69,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .route("/v1/loads", get(operations::loads))
         .route("/v1/kv_events", get(operations::kv_events))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), admit));
+    let max_body_bytes = options.max_body_bytes as u64;
     let mut router = Router::new()
         .route("/health", get(operations::health))
         .route("/ping", get(operations::health).post(operations::health))
@@ -64,6 +78,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .fallback(|| async { ApiError::not_found("there is nothing at this path; the routes begin with /v1/") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(options.max_body_bytes))
+        .layer(middleware::from_fn(move |request, next| refuse_announced(max_body_bytes, request, next)))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), trace));
     if !options.cors_origins.is_empty() {
         let cors = CorsLayer::new()
@@ -76,18 +91,10 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
 }
 
 /// Serves until `stop` resolves, then ends what is running within `options.drain`.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    app: Arc<App>,
-    listener: TcpListener,
-    options: HttpOptions,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+pub async fn serve(app: Arc<App>, listener: TcpListener, options: HttpOptions, stop: impl Future<Output = ()> + Send + 'static) {
     let router = router(Arc::clone(&app), &options);
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let server = listen(listener, router, &options, async move {
         stop.await;
         app.drain();
         // The receiver waits as long as the server lives.
@@ -99,11 +106,17 @@ pub async fn serve(
         tokio::time::sleep(options.drain).await;
     };
     tokio::select! {
-        result = server => result,
-        () = deadline => {
-            tracing::warn!("some requests did not end in {:?} and are cut off", options.drain);
-            Ok(())
-        }
+        () = server => {}
+        () = deadline => tracing::warn!("some requests did not end in {:?} and are cut off", options.drain),
+    }
+}
+
+/// Refuses a body that says itself that it is too large, before it has come.
+async fn refuse_announced(max_body_bytes: u64, request: Request, next: Next) -> Response {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    match announced.filter(|&bytes| bytes > max_body_bytes) {
+        Some(_) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        None => next.run(request).await,
     }
 }
 

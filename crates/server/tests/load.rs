@@ -100,7 +100,7 @@ async fn run() {
     assert!(growth < MAX_GROWTH_KIB, "{growth} KiB for {CLIENTS} streams");
 
     stop.send(()).unwrap();
-    server.await.unwrap().unwrap();
+    server.await.unwrap();
     engine_thread.join().unwrap();
 }
 

@@ -33,6 +33,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
             .map(|o| o.parse().with_context(|| format!("--cors-origin {o}")))
             .collect::<anyhow::Result<_>>()?,
         drain: Duration::from_secs(args.drain_s),
+        ..HttpOptions::default()
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the I/O threads")?;
@@ -54,11 +55,11 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
             result = loading => {
                 let engine = result.map_err(|_| anyhow!("loading the model failed"))??;
                 tracing::info!("ready");
-                server.await??;
+                server.await?;
                 // Every request has ended or been cut off; the engine ends with the last one.
                 engine.join().map_err(|_| anyhow!("the engine failed"))
             }
-            result = &mut server => result?.context("the server ended"),
+            result = &mut server => result.context("the server ended"),
         }
     })
 }

@@ -30,13 +30,23 @@ pub fn load(app: &App) {
 
 /// The same with another way to write tool calls and another chat template.
 pub fn load_as(app: &App, tool_format: Option<ToolFormat>, template: Option<&str>) {
+    load_with(app, tool_format, template, EngineOptions::default().max_waiting);
+}
+
+/// The same with a bound on the requests that wait.
+pub fn load_with(app: &App, tool_format: Option<ToolFormat>, template: Option<&str>, max_waiting: usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
     let backend: Arc<CpuBackend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());
     let model = checkpoint.load(&*backend, 256).unwrap();
-    let options =
-        EngineOptions { max_context: Some(256), max_seqs: 4, end_tokens: tokenizer.end_ids().to_vec(), ..EngineOptions::default() };
+    let options = EngineOptions {
+        max_context: Some(256),
+        max_seqs: 4,
+        max_waiting,
+        end_tokens: tokenizer.end_ids().to_vec(),
+        ..EngineOptions::default()
+    };
     let engine = Engine::new(backend, model, options).unwrap();
     let (info, max_context) = (engine.model_info().clone(), engine.max_context());
     let (service, _thread) = Service::start(engine).unwrap();
