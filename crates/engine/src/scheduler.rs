@@ -287,7 +287,9 @@ impl Scheduler {
             if drafts > 0 {
                 s.drafts.clear();
             }
-            self.users.serve(s.user, planned.tokens - drafts, s.generated - generated);
+            let new = s.computed.saturating_sub(s.charged);
+            s.charged += new;
+            self.users.serve(s.user, new, s.generated - generated);
         }
         self.take_back(plan, leave);
     }
@@ -449,7 +451,7 @@ impl Scheduler {
             sequence.computed += kept;
         }
         if sequence.reused.is_none() {
-            sequence.reused = Some(sequence.computed);
+            (sequence.reused, sequence.charged) = (Some(sequence.computed), sequence.computed);
             self.counts.reused_tokens += sequence.computed as u64;
         }
         if let Drafter::Lookup(lookup) = &mut sequence.drafter {

@@ -108,6 +108,8 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens of `tokens` whose keys and values are in the cache
     pub computed: usize,
+    /// How many of its tokens were computed at any time: what is computed anew after a preemption is not charged again
+    pub charged: usize,
     /// Room for at least `computed` tokens; empty while waiting
     pub blocks: Vec<BlockId>,
     /// What text the whole blocks among the computed tokens are
@@ -162,6 +164,7 @@ impl Sequence {
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             computed: 0,
+            charged: 0,
             blocks: Vec::new(),
             prefix: Prefix::EMPTY,
             planned: 0,
@@ -228,6 +231,8 @@ impl Sequence {
 
     /// Drops the older half of what follows the first `keep` tokens.
     pub fn shift(&mut self, keep: usize) {
+        // What is computed anew for a longer answer is a cost of the request like any other.
+        self.charged = 0;
         let keep = keep.min(self.tokens.len());
         let drop = (self.tokens.len() - keep).div_ceil(2);
         self.tokens.drain(keep..keep + drop);
