@@ -8,7 +8,7 @@
 //! Q3_K, Q4_K, Q5_K and IQ4_XS hold their 6-bit scales as bytes here, which is 1 to 4 % more memory; the others take the
 //! bytes of the file. Rows beyond the last are zero.
 
-use std::{ops::Range, sync::Arc};
+use std::{arch::x86_64::*, ops::Range, sync::Arc};
 
 use ferrum_kernels::{DType, HostBytes, Result, quant};
 
@@ -229,20 +229,13 @@ fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels
 
 #[inline(always)]
 fn prefetch(line: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast())
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
+    // SAFETY: SSE is part of x86-64, for which alone there are panels, and a prefetch reads nothing.
+    unsafe { _mm_prefetch::<{ _MM_HINT_T0 }>(line.as_ptr().cast()) };
 }
 
 /// The words of four rows side by side: word `w` of row `r` goes to `to[4 * (w * lanes + r)..]`. Rows hold a multiple of four words.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
-    use std::arch::x86_64::*;
     let steps = rows[0].len() / 16;
     assert!(rows.iter().all(|r| r.len() == rows[0].len()) && (steps == 0 || to.len() >= 4 * (4 * steps - 1) * lanes + 16));
     for step in 0..steps {
@@ -258,15 +251,6 @@ fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
             _mm_storeu_si128(to.add(8 * lanes).cast(), _mm_unpacklo_epi64(ab_high, cd_high));
             _mm_storeu_si128(to.add(12 * lanes).cast(), _mm_unpackhi_epi64(ab_high, cd_high));
         }
-    }
-}
-
-/// As above, word by word.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
-    for (r, row) in rows.iter().enumerate() {
-        row.as_chunks::<4>().0.iter().zip(to[4 * r..].chunks_mut(4 * lanes)).for_each(|(word, to)| to[..4].copy_from_slice(word));
     }
 }
 
