@@ -37,7 +37,9 @@ pub fn parse(mut given: Vec<OsString>) -> anyhow::Result<Parsed> {
     let mut command = Args::command();
     // Errors come out below, when the file has been heard too: it may have what is missing here.
     let first = command.clone().ignore_errors(true).try_get_matches_from(&given)?;
-    let Some((name, flags)) = first.subcommand() else { return Ok(Parsed::Args(Box::new(of(&command.try_get_matches_from(given)?)?))) };
+    let Some((name, flags)) = first.subcommand() else {
+        return Ok(Parsed::Args(Box::new(Args::from_arg_matches(&command.try_get_matches_from(given)?)?)));
+    };
     let chosen = flags.get_one::<PathBuf>("config").cloned();
     let path = chosen.or_else(|| user_file().filter(|path| path.is_file()));
     let mut settings = Vec::new();
@@ -61,12 +63,8 @@ pub fn parse(mut given: Vec<OsString>) -> anyhow::Result<Parsed> {
     })?;
     match matches.subcommand() {
         Some((name, flags)) if explain => Ok(Parsed::Explained(explanation(&command, name, flags, &settings, path.as_deref()))),
-        _ => Ok(Parsed::Args(Box::new(of(&matches)?))),
+        _ => Ok(Parsed::Args(Box::new(Args::from_arg_matches(&matches)?))),
     }
-}
-
-fn of(matches: &ArgMatches) -> Result<Args, clap::Error> {
-    Args::from_arg_matches(matches)
 }
 
 /// `ferrum/ferrum.toml` in the user's configuration folder.
