@@ -120,8 +120,11 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
+    /// In OpenAI's shape; `routes.rs` finds the error beside it and gives it the shape of the path's API.
     fn into_response(self) -> Response {
-        self.response(self.openai())
+        let mut response = self.response(self.openai());
+        response.extensions_mut().insert(self);
+        response
     }
 }
 

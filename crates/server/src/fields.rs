@@ -58,6 +58,26 @@ impl Fields {
         self.map.remove(field).filter(|value| !value.is_null())
     }
 
+    /// Those of `fields` that are given, under their names.
+    pub fn take_all(&mut self, fields: &[&str]) -> Map<String, Value> {
+        fields.iter().filter_map(|&field| Some((field.to_owned(), self.take(field)?))).collect()
+    }
+
+    /// A list of `expected`, its items read by `read`, which gets the name of each.
+    ///
+    /// # Errors
+    /// When it is there and no list, and those of `read`.
+    pub fn take_list<T>(&mut self, field: &str, expected: &str, mut read: impl FnMut(Value, &str) -> Result<T>) -> Result<Option<Vec<T>>> {
+        let name = self.name(field);
+        match self.take(field) {
+            Some(Value::Array(items)) => {
+                items.into_iter().enumerate().map(|(i, item)| read(item, &format!("{name}[{i}]"))).collect::<Result<_>>().map(Some)
+            }
+            Some(other) => Err(wrong(&name, &other, &format!("a list of {expected}"))),
+            None => Ok(None),
+        }
+    }
+
     /// Fails when one of `fields` is given: it would change the answer and is not honoured.
     ///
     /// # Errors

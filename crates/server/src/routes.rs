@@ -127,7 +127,6 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             let (parts, body) = next.run(request).await.into_parts();
             Response::from_parts(parts, hold(body, permit))
         }
-        Err(error) if request.uri().path().starts_with("/v1/messages") => anthropic::shown(&error),
         Err(error) => error.into_response(),
     }
 }
@@ -142,7 +141,7 @@ fn hold(body: axum::body::Body, held: impl Send + 'static) -> axum::body::Body {
     axum::body::Body::from_stream(stream)
 }
 
-/// Gives the request an id, writes one line of log, and puts errors that axum makes itself into the API's shape.
+/// Gives the request an id, writes one line of log, and puts errors, those that axum makes itself too, into the API's shape.
 async fn trace(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let sent = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
     let parent = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -152,6 +151,11 @@ async fn trace(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let error = ApiError::body("the body is larger than this server takes").status(StatusCode::PAYLOAD_TOO_LARGE);
         response = error.into_response();
+    }
+    if path.starts_with("/v1/messages")
+        && let Some(error) = response.extensions_mut().remove::<ApiError>()
+    {
+        response = error.response(error.anthropic());
     }
     let id = sent.unwrap_or_else(|| HeaderValue::from_str(&app.id("")).unwrap_or(HeaderValue::from_static("")));
     tracing::info!(

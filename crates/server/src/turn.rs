@@ -42,6 +42,64 @@ pub struct End {
     pub stop_string: Option<String>,
 }
 
+/// A message put together from its deltas: text of one kind that follows on itself is one block, and so is every call.
+#[derive(Default)]
+pub struct Blocks(Vec<Block>);
+
+pub enum Block {
+    Text(String),
+    Reasoning(String),
+    Call {
+        name: String,
+        /// JSON text
+        arguments: String,
+    },
+}
+
+impl Blocks {
+    pub fn all(&self) -> &[Block] {
+        &self.0
+    }
+
+    /// The index of the block that grows.
+    pub fn last(&self) -> Option<usize> {
+        self.0.len().checked_sub(1)
+    }
+
+    /// Whether the delta belongs to a block that is not there yet: [`Blocks::begin`] comes before [`Blocks::add`] then.
+    pub fn is_beginning(&self, delta: &Delta) -> bool {
+        match (delta, self.0.last()) {
+            (Delta::CallStart { .. }, _) => true,
+            (Delta::Content(_), last) => !matches!(last, Some(Block::Text(_))),
+            (Delta::Reasoning(_), last) => !matches!(last, Some(Block::Reasoning(_))),
+            (Delta::CallArguments { .. }, _) => false,
+        }
+    }
+
+    /// Adds the delta's block, still empty.
+    pub fn begin(&mut self, delta: &Delta) {
+        self.0.push(match delta {
+            Delta::Content(_) => Block::Text(String::new()),
+            Delta::Reasoning(_) => Block::Reasoning(String::new()),
+            Delta::CallStart { name, .. } | Delta::CallArguments { text: name, .. } => {
+                Block::Call { name: name.clone(), arguments: String::new() }
+            }
+        });
+    }
+
+    /// Adds the delta's text to the last block and returns it; the start of a call has none.
+    pub fn add(&mut self, delta: Delta) -> Option<String> {
+        let (text, more) = match (self.0.last_mut()?, delta) {
+            (Block::Text(text), Delta::Content(more))
+            | (Block::Reasoning(text), Delta::Reasoning(more))
+            | (Block::Call { arguments: text, .. }, Delta::CallArguments { text: more, .. }) => (text, more),
+            _ => return None,
+        };
+        *text += &more;
+        Some(more)
+    }
+}
+
 impl Turn {
     /// Reads the fields that make the prompt and the generation, in the names of `/v1/chat/completions`, and begins to answer.
     ///

@@ -6,18 +6,10 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
-use common::{load, load_as, loaded, post, send, server, with};
-use ferrum_server::{KeyLimits, Keys, ToolFormat};
+use common::{calling, load, loaded, post, send, server, with};
+use ferrum_server::{KeyLimits, Keys};
 use serde_json::{Value, json};
 use tower::ServiceExt;
-
-/// A server whose model calls tools as Hermes does.
-fn calling() -> axum::Router {
-    let (app, router) = server(Keys::default());
-    let template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if tools %}{{ tools | length }} tools\n{% endif %}";
-    load_as(&app, Some(ToolFormat::Hermes), Some(template));
-    router
-}
 
 fn question(content: Value) -> Value {
     json!({"model": "tiny", "max_tokens": 24, "temperature": 0, "messages": [{"role": "user", "content": content}]})

@@ -3,16 +3,8 @@
 mod common;
 
 use axum::http::StatusCode;
-use common::{load_as, post, send, server, with};
-use ferrum_server::{Keys, ToolFormat};
+use common::{calling, post, send, with};
 use serde_json::{Value, json};
-
-fn calling() -> axum::Router {
-    let (app, router) = server(Keys::default());
-    let template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ m['tool_calls'] }}\n{% endfor %}{% if tools %}{{ tools | length }} tools\n{% endif %}";
-    load_as(&app, Some(ToolFormat::Hermes), Some(template));
-    router
-}
 
 #[tokio::test]
 async fn a_stream_ends_with_the_whole_response() {

@@ -14,79 +14,65 @@ use crate::{
     error::Result,
     generate::Usage,
     output::Delta,
-    turn::{End, Turn},
+    turn::{Block, Blocks, End, Turn},
 };
 
 /// A message in the making.
 pub struct Message {
     id: String,
     model: String,
-    /// Blocks so far; the last one is open
-    blocks: Vec<Block>,
+    blocks: Blocks,
     end: Option<End>,
-}
-
-enum Block {
-    Text(String),
-    Thinking(String),
-    ToolUse { id: String, name: String, input: String },
 }
 
 impl Message {
     pub fn new(id: String, model: String) -> Self {
-        Self { id, model, blocks: Vec::new(), end: None }
+        Self { id, model, blocks: Blocks::default(), end: None }
+    }
+
+    fn block(&self, index: usize) -> Value {
+        match &self.blocks.all()[index] {
+            Block::Text(text) => json!({"type": "text", "text": text}),
+            Block::Reasoning(text) => json!({"type": "thinking", "thinking": text, "signature": ""}),
+            Block::Call { name, arguments } => {
+                let id = format!("toolu_{}_{index}", self.id.trim_start_matches("msg_"));
+                // Arguments that a cut answer left incomplete are shown as their text.
+                let parsed = || serde_json::from_str(arguments).unwrap_or_else(|_| arguments.as_str().into());
+                let input = if arguments.is_empty() { json!({}) } else { parsed() };
+                json!({"type": "tool_use", "id": id, "name": name, "input": input})
+            }
+        }
     }
 
     /// Adds a delta; returns the events that say so.
     fn take(&mut self, delta: Delta) -> Vec<Value> {
         let mut events = Vec::new();
-        let begins = match (&delta, self.blocks.last()) {
-            (Delta::CallStart { .. }, _) => true,
-            (Delta::Content(_), last) => !matches!(last, Some(Block::Text(_))),
-            (Delta::Reasoning(_), last) => !matches!(last, Some(Block::Thinking(_))),
-            (Delta::CallArguments { .. }, _) => false,
-        };
-        if begins {
+        if self.blocks.is_beginning(&delta) {
             events.extend(self.stopped());
-            let block = match &delta {
-                Delta::Content(_) => Block::Text(String::new()),
-                Delta::Reasoning(_) => Block::Thinking(String::new()),
-                Delta::CallStart { name, .. } | Delta::CallArguments { text: name, .. } => {
-                    let id = format!("toolu_{}_{}", self.id.trim_start_matches("msg_"), self.blocks.len());
-                    Block::ToolUse { id, name: name.clone(), input: String::new() }
-                }
-            };
-            events.push(json!({"type": "content_block_start", "index": self.blocks.len(), "content_block": block.json()}));
-            self.blocks.push(block);
+            self.blocks.begin(&delta);
+            let index = self.blocks.all().len() - 1;
+            events.push(json!({"type": "content_block_start", "index": index, "content_block": self.block(index)}));
         }
-        let index = self.blocks.len().saturating_sub(1);
-        let change = match (delta, self.blocks.last_mut()) {
-            (Delta::Content(more), Some(Block::Text(text))) => {
-                *text += &more;
-                json!({"type": "text_delta", "text": more})
-            }
-            (Delta::Reasoning(more), Some(Block::Thinking(text))) => {
-                *text += &more;
-                json!({"type": "thinking_delta", "thinking": more})
-            }
-            (Delta::CallArguments { text: more, .. }, Some(Block::ToolUse { input, .. })) => {
-                *input += &more;
-                json!({"type": "input_json_delta", "partial_json": more})
-            }
-            _ => return events,
-        };
-        events.push(json!({"type": "content_block_delta", "index": index, "delta": change}));
+        if let Some(more) = self.blocks.add(delta)
+            && let Some(index) = self.blocks.last()
+        {
+            let delta = match &self.blocks.all()[index] {
+                Block::Text(_) => json!({"type": "text_delta", "text": more}),
+                Block::Reasoning(_) => json!({"type": "thinking_delta", "thinking": more}),
+                Block::Call { .. } => json!({"type": "input_json_delta", "partial_json": more}),
+            };
+            events.push(json!({"type": "content_block_delta", "index": index, "delta": delta}));
+        }
         events
     }
 
     /// The event that closes the open block.
     fn stopped(&self) -> Option<Value> {
-        let index = self.blocks.len().checked_sub(1)?;
-        Some(json!({"type": "content_block_stop", "index": index}))
+        Some(json!({"type": "content_block_stop", "index": self.blocks.last()?}))
     }
 
     fn json(&self, usage: Usage) -> Value {
-        let content: Vec<Value> = self.blocks.iter().map(Block::json).collect();
+        let content: Vec<Value> = (0..self.blocks.all().len()).map(|index| self.block(index)).collect();
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
             "stop_reason": self.stop_reason(), "stop_sequence": self.stop_sequence(), "usage": shown(usage),
@@ -116,21 +102,6 @@ impl Message {
         let delta = json!({"stop_reason": self.stop_reason(), "stop_sequence": self.stop_sequence()});
         let ends = [json!({"type": "message_delta", "delta": delta, "usage": shown(usage)}), json!({"type": "message_stop"})];
         self.stopped().into_iter().chain(ends).collect()
-    }
-}
-
-impl Block {
-    fn json(&self) -> Value {
-        match self {
-            Self::Text(text) => json!({"type": "text", "text": text}),
-            Self::Thinking(text) => json!({"type": "thinking", "thinking": text, "signature": ""}),
-            Self::ToolUse { id, name, input } => {
-                // Arguments that a cut answer left incomplete are shown as their text.
-                let input =
-                    if input.is_empty() { json!({}) } else { serde_json::from_str(input).unwrap_or_else(|_| input.as_str().into()) };
-                json!({"type": "tool_use", "id": id, "name": name, "input": input})
-            }
-        }
     }
 }
 

@@ -22,28 +22,15 @@ use crate::{
     turn::Turn,
 };
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Response {
-    answer(&app, &body).await.unwrap_or_else(|error| shown(&error))
-}
-
-pub async fn count_tokens(State(app): State<Arc<App>>, body: Bytes) -> Response {
-    count(&app, &body).await.unwrap_or_else(|error| shown(&error))
-}
-
-/// The error in Anthropic's shape.
-pub fn shown(error: &ApiError) -> Response {
-    error.response(error.anthropic())
-}
-
-async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response> {
-    let mut fields = Fields::parse(body)?;
+pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+    let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     let stream = fields.bool("stream")?.unwrap_or(false);
     if fields.get("max_tokens").is_none() {
         return Err(ApiError::invalid("max_tokens", "`max_tokens` is missing: it must be the most tokens to generate"));
     }
     let mut chat = request::chat(&mut fields)?;
-    let turn = Turn::start(app, model, &mut chat, None).await?;
+    let turn = Turn::start(&app, model, &mut chat, None).await?;
     let message = events::Message::new(app.id("msg_"), model.name.clone());
     if stream {
         return Ok(Sse::new(events::stream(message, turn)).keep_alive(KeepAlive::default()).into_response());
@@ -51,12 +38,12 @@ async fn answer(app: &Arc<App>, body: &[u8]) -> Result<Response> {
     Ok(Json(events::whole(message, turn).await?).into_response())
 }
 
-async fn count(app: &Arc<App>, body: &[u8]) -> Result<Response> {
-    let mut fields = Fields::parse(body)?;
+pub async fn count_tokens(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+    let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     let mut chat = request::chat(&mut fields)?;
     let mut prompt = ChatPrompt::read(&mut chat)?;
     prompt.tool_format(model, &ToolChoice::read(chat.take("tool_choice").as_ref())?)?;
-    let tokens = prompt.render(app).await?.tokens.len();
+    let tokens = prompt.render(&app).await?.tokens.len();
     Ok(Json(json!({"input_tokens": tokens})).into_response())
 }

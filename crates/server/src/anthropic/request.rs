@@ -16,32 +16,18 @@ const SAME: &[&str] = &["max_tokens", "temperature", "top_p", "top_k", "priority
 /// Naming the field that is wrong or not supported.
 pub fn chat(fields: &mut Fields) -> Result<Fields> {
     fields.refuse(REFUSED)?;
-    let mut out = Map::new();
-    for &field in SAME {
-        out.extend(fields.take(field).map(|value| (field.to_owned(), value)));
-    }
+    let mut out = fields.take_all(SAME);
     out.insert("stop".into(), fields.strings("stop_sequences")?.into());
     let mut messages = Vec::new();
     if let Some(system) = fields.take("system") {
         messages.push(json!({"role": "system", "content": text(system, "system")?}));
     }
-    match fields.take("messages") {
-        Some(Value::Array(list)) => {
-            for (i, message) in list.into_iter().enumerate() {
-                read_message(message, &format!("messages[{i}]"), &mut messages)?;
-            }
-        }
-        Some(other) => return Err(wrong("messages", &other, "a list of messages")),
-        None => return Err(ApiError::invalid("messages", "`messages` is missing: it must be a list of messages")),
-    }
+    fields
+        .take_list("messages", "messages", |message, path| read_message(message, path, &mut messages))?
+        .ok_or_else(|| ApiError::invalid("messages", "`messages` is missing: it must be a list of messages"))?;
     out.insert("messages".into(), messages.into());
-    match fields.take("tools") {
-        Some(Value::Array(tools)) => {
-            let tools = tools.into_iter().enumerate().map(|(i, tool)| read_tool(tool, &format!("tools[{i}]")));
-            out.insert("tools".into(), tools.collect::<Result<Vec<_>>>()?.into());
-        }
-        Some(other) => return Err(wrong("tools", &other, "a list of tools")),
-        None => {}
+    if let Some(tools) = fields.take_list("tools", "tools", read_tool)? {
+        out.insert("tools".into(), tools.into());
     }
     if let Some(choice) = fields.take("tool_choice") {
         read_tool_choice(Fields::of(choice, "tool_choice")?, &mut out)?;

@@ -71,6 +71,14 @@ pub fn loaded() -> (Arc<App>, Router) {
     (app, router)
 }
 
+/// A server whose model calls tools as Hermes does.
+pub fn calling() -> Router {
+    let (app, router) = server(Keys::default());
+    let template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ m['tool_calls'] }}\n{% endfor %}{% if tools %}{{ tools | length }} tools\n{% endif %}";
+    load_as(&app, Some(ToolFormat::Hermes), Some(template));
+    router
+}
+
 pub async fn send(router: &Router, path: &str, body: Option<Vec<u8>>) -> (StatusCode, Vec<u8>) {
     let request = Request::builder().uri(path).method(if body.is_some() { "POST" } else { "GET" });
     let response = router.clone().oneshot(request.body(Body::from(body.unwrap_or_default())).unwrap()).await.unwrap();

@@ -16,7 +16,7 @@ use crate::{
     fields::Fields,
     generate::Usage,
     output::Delta,
-    turn::{End, Turn},
+    turn::{Block, Blocks, End, Turn},
 };
 
 /// What every form of the response repeats: its id, and what was asked.
@@ -45,28 +45,22 @@ impl Head {
 /// A response in the making.
 pub struct Answer {
     head: Head,
-    /// Items so far; the last one is open
-    items: Vec<Item>,
+    /// Each is an item
+    items: Blocks,
     end: Option<End>,
     /// Number of the next event
     sequence: u64,
 }
 
-enum Item {
-    Message(String),
-    Reasoning(String),
-    Call { name: String, arguments: String },
-}
-
 impl Answer {
     pub fn new(head: Head) -> Self {
-        Self { head, items: Vec::new(), end: None, sequence: 0 }
+        Self { head, items: Blocks::default(), end: None, sequence: 0 }
     }
 
     fn item_id(&self, index: usize) -> String {
-        let prefix = match self.items.get(index) {
-            Some(Item::Reasoning(_)) => "rs",
-            Some(Item::Call { .. }) => "fc",
+        let prefix = match self.items.all().get(index) {
+            Some(Block::Reasoning(_)) => "rs",
+            Some(Block::Call { .. }) => "fc",
             _ => "msg",
         };
         format!("{prefix}_{}_{index}", self.head.id.trim_start_matches("resp_"))
@@ -74,17 +68,17 @@ impl Answer {
 
     fn item(&self, index: usize, status: &str) -> Value {
         let id = self.item_id(index);
-        match &self.items[index] {
-            Item::Message(text) if status == "in_progress" && text.is_empty() => {
+        match &self.items.all()[index] {
+            Block::Text(text) if status == "in_progress" && text.is_empty() => {
                 json!({"type": "message", "id": id, "status": status, "role": "assistant", "content": []})
             }
-            Item::Message(text) => {
+            Block::Text(text) => {
                 json!({"type": "message", "id": id, "status": status, "role": "assistant", "content": [text_part(text)]})
             }
-            Item::Reasoning(text) => {
+            Block::Reasoning(text) => {
                 json!({"type": "reasoning", "id": id, "summary": [], "content": [{"type": "reasoning_text", "text": text}]})
             }
-            Item::Call { name, arguments } => {
+            Block::Call { name, arguments } => {
                 let call_id = id.replacen("fc", "call", 1);
                 json!({"type": "function_call", "id": id, "call_id": call_id, "name": name, "arguments": arguments, "status": status})
             }
@@ -94,66 +88,44 @@ impl Answer {
     /// Adds a delta; returns the events that say so.
     fn take(&mut self, delta: Delta) -> Vec<Value> {
         let mut events = Vec::new();
-        let begins = match (&delta, self.items.last()) {
-            (Delta::CallStart { .. }, _) => true,
-            (Delta::Content(_), last) => !matches!(last, Some(Item::Message(_))),
-            (Delta::Reasoning(_), last) => !matches!(last, Some(Item::Reasoning(_))),
-            (Delta::CallArguments { .. }, _) => false,
-        };
-        if begins {
+        if self.items.is_beginning(&delta) {
             events.extend(self.closed("completed"));
-            let index = self.items.len();
-            self.items.push(match &delta {
-                Delta::Content(_) => Item::Message(String::new()),
-                Delta::Reasoning(_) => Item::Reasoning(String::new()),
-                Delta::CallStart { name, .. } | Delta::CallArguments { text: name, .. } => {
-                    Item::Call { name: name.clone(), arguments: String::new() }
-                }
-            });
-            let item = self.item(index, "in_progress");
-            events.push(json!({"type": "response.output_item.added", "output_index": index, "item": item}));
-            if matches!(self.items[index], Item::Message(_)) {
+            self.items.begin(&delta);
+            let index = self.items.all().len() - 1;
+            events.push(json!({"type": "response.output_item.added", "output_index": index, "item": self.item(index, "in_progress")}));
+            if matches!(delta, Delta::Content(_)) {
                 let id = self.item_id(index);
                 events.push(json!({"type": "response.content_part.added", "item_id": id, "output_index": index, "content_index": 0, "part": text_part("")}));
             }
         }
-        let index = self.items.len().saturating_sub(1);
-        let id = self.item_id(index);
-        match (delta, self.items.last_mut()) {
-            (Delta::Content(more), Some(Item::Message(text))) => {
-                *text += &more;
-                events.push(json!({"type": "response.output_text.delta", "item_id": id, "output_index": index, "content_index": 0, "delta": more, "logprobs": []}));
-            }
-            (Delta::Reasoning(more), Some(Item::Reasoning(text))) => {
-                *text += &more;
-                events.push(
-                    json!({"type": "response.reasoning_text.delta", "item_id": id, "output_index": index, "content_index": 0, "delta": more}),
-                );
-            }
-            (Delta::CallArguments { text: more, .. }, Some(Item::Call { arguments, .. })) => {
-                *arguments += &more;
-                events.push(json!({"type": "response.function_call_arguments.delta", "item_id": id, "output_index": index, "delta": more}));
-            }
-            _ => {}
+        if let Some(more) = self.items.add(delta)
+            && let Some(index) = self.items.last()
+        {
+            let id = self.item_id(index);
+            events.push(match &self.items.all()[index] {
+                Block::Text(_) => json!({"type": "response.output_text.delta", "item_id": id, "output_index": index, "content_index": 0, "delta": more, "logprobs": []}),
+                Block::Reasoning(_) => json!({"type": "response.reasoning_text.delta", "item_id": id, "output_index": index, "content_index": 0, "delta": more}),
+                Block::Call { .. } => json!({"type": "response.function_call_arguments.delta", "item_id": id, "output_index": index, "delta": more}),
+            });
         }
         events
     }
 
     /// The events that close the open item.
     fn closed(&self, status: &str) -> Vec<Value> {
-        let Some(index) = self.items.len().checked_sub(1) else { return Vec::new() };
+        let Some(index) = self.items.last() else { return Vec::new() };
         let id = self.item_id(index);
-        let mut events = match &self.items[index] {
-            Item::Message(text) => vec![
+        let mut events = match &self.items.all()[index] {
+            Block::Text(text) => vec![
                 json!({"type": "response.output_text.done", "item_id": id, "output_index": index, "content_index": 0, "text": text, "logprobs": []}),
                 json!({"type": "response.content_part.done", "item_id": id, "output_index": index, "content_index": 0, "part": text_part(text)}),
             ],
-            Item::Reasoning(text) => {
+            Block::Reasoning(text) => {
                 vec![
                     json!({"type": "response.reasoning_text.done", "item_id": id, "output_index": index, "content_index": 0, "text": text}),
                 ]
             }
-            Item::Call { name, arguments } => {
+            Block::Call { name, arguments } => {
                 vec![
                     json!({"type": "response.function_call_arguments.done", "item_id": id, "output_index": index, "name": name, "arguments": arguments}),
                 ]
@@ -171,9 +143,9 @@ impl Answer {
 
     fn json(&self, status: &str, usage: Option<Usage>) -> Value {
         let mut body = self.head.fixed.clone();
-        let last = self.items.len().saturating_sub(1);
-        let status_of = |index: usize| if index == last { status } else { "completed" };
-        body["output"] = (0..self.items.len()).map(|index| self.item(index, status_of(index))).collect();
+        let last = self.items.last();
+        let status_of = |index: usize| if Some(index) == last { status } else { "completed" };
+        body["output"] = (0..self.items.all().len()).map(|index| self.item(index, status_of(index))).collect();
         body["status"] = status.into();
         body["incomplete_details"] = if status == "incomplete" { json!({"reason": "max_output_tokens"}) } else { Value::Null };
         body["usage"] = usage.map(shown).into();

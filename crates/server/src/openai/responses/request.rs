@@ -1,6 +1,6 @@
 //! A request of `/v1/responses` in the fields of `/v1/chat/completions`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     error::{ApiError, Result},
@@ -30,10 +30,7 @@ const SAME: &[&str] = &[
 /// # Errors
 /// Naming the field that is wrong or not supported.
 pub fn chat(fields: &mut Fields) -> Result<Fields> {
-    let mut out = Map::new();
-    for &field in SAME {
-        out.extend(fields.take(field).map(|value| (field.to_owned(), value)));
-    }
+    let mut out = fields.take_all(SAME);
     out.extend(fields.take("max_output_tokens").map(|n| ("max_tokens".to_owned(), n)));
     let mut messages = Vec::new();
     if let Some(instructions) = fields.string("instructions")? {
@@ -50,13 +47,8 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
         None => return Err(ApiError::invalid("input", "`input` is missing: it must be a string or a list of items")),
     }
     out.insert("messages".into(), messages.into());
-    match fields.take("tools") {
-        Some(Value::Array(tools)) => {
-            let tools = tools.into_iter().enumerate().map(|(i, tool)| read_tool(tool, &format!("tools[{i}]")));
-            out.insert("tools".into(), tools.collect::<Result<Vec<_>>>()?.into());
-        }
-        Some(other) => return Err(wrong("tools", &other, "a list of tools")),
-        None => {}
+    if let Some(tools) = fields.take_list("tools", "tools", read_tool)? {
+        out.insert("tools".into(), tools.into());
     }
     if let Some(reasoning) = fields.take("reasoning") {
         let reasoning = Fields::of(reasoning, "reasoning")?;
@@ -117,9 +109,6 @@ fn read_tool(tool: Value, path: &str) -> Result<Value> {
     if tool.string("type")? != Some("function") {
         return Err(ApiError::invalid(tool.name("type"), "only tools of type `function` are supported"));
     }
-    let mut function = Map::new();
-    for field in ["name", "description", "parameters", "strict"] {
-        function.extend(tool.take(field).map(|value| (field.to_owned(), value)));
-    }
+    let function = tool.take_all(&["name", "description", "parameters", "strict"]);
     Ok(json!({"type": "function", "function": function}))
 }
