@@ -4,31 +4,12 @@
 """
 
 import json
-import re
-import subprocess
 import sys
 
 import anthropic
 import openai
 
-ferrum, model = sys.argv[1:3]
-TOOLS = {
-    "type": "object",
-    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
-    "required": ["n"],
-    "additionalProperties": False,
-}
-
-
-def serve():
-    server = subprocess.Popen([ferrum, "serve", model, "--port", "0", "--backend", "cpu", "--ctx", "1024", "--served-model-name", "m",
-                               "--api-key", "secret"], stderr=subprocess.PIPE, text=True)
-    url = None
-    for line in server.stderr:
-        url = url or (re.search(r"listening on (http://[\d.:]+)", line) or [None, None])[1]
-        if "ready" in line:
-            return server, url
-    raise SystemExit("the server ended")
+from server import SCHEMA, serving
 
 
 def openai_client(url):
@@ -43,10 +24,10 @@ def openai_client(url):
     assert text == whole.choices[0].message.content and pieces[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert len(client.chat.completions.create(**ask | {"temperature": 1}, n=3, seed=1).choices) == 3
 
-    schema = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": TOOLS}}
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}}
     got = client.chat.completions.create(**ask | {"max_tokens": 60}, response_format=schema)
     assert 0 <= json.loads(got.choices[0].message.content)["n"] <= 9
-    tool = {"type": "function", "function": {"name": "look", "description": "Looks", "parameters": TOOLS}}
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks", "parameters": SCHEMA}}
     got = client.chat.completions.create(**ask | {"max_tokens": 100}, tools=[tool], tool_choice="required", parallel_tool_calls=False)
     call = got.choices[0].message.tool_calls[0]
     assert (call.function.name, got.choices[0].finish_reason) == ("look", "tool_calls") and 0 <= json.loads(call.function.arguments)["n"] <= 9
@@ -61,7 +42,7 @@ def openai_client(url):
     events = list(client.responses.create(**ask, stream=True))
     deltas = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     assert deltas == whole.output_text == events[-1].response.output_text
-    got = client.responses.create(**ask | {"max_output_tokens": 100}, tools=[{"type": "function", "name": "look", "parameters": TOOLS, "strict": True}],
+    got = client.responses.create(**ask | {"max_output_tokens": 100}, tools=[{"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}],
                                   tool_choice="required", parallel_tool_calls=False)
     assert got.output[0].type == "function_call" and 0 <= json.loads(got.output[0].arguments)["n"] <= 9
 
@@ -87,7 +68,7 @@ def anthropic_client(url):
         assert text == whole.content[0].text == stream.get_final_message().content[0].text
     counted = client.messages.count_tokens(**{k: ask[k] for k in ("model", "system", "messages")}).input_tokens
     assert counted == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
-    tools = [{"name": "look", "description": "Looks", "input_schema": TOOLS}]
+    tools = [{"name": "look", "description": "Looks", "input_schema": SCHEMA}]
     with client.messages.stream(**ask | {"max_tokens": 100}, tools=tools, tool_choice={"type": "any", "disable_parallel_tool_use": True}) as stream:
         message = stream.get_final_message()
     assert message.stop_reason == "tool_use" and 0 <= message.content[0].input["n"] <= 9, message
@@ -103,13 +84,8 @@ def anthropic_client(url):
         assert e.body["error"]["type"] == "not_found_error"
 
 
-server, url = serve()
-try:
+with serving(*sys.argv[1:3], "--api-key", "secret") as url:
     openai_client(url)
     print("openai", openai.__version__, "ok")
     anthropic_client(url)
     print("anthropic", anthropic.__version__, "ok")
-finally:
-    server.terminate()
-    server.stderr.close()
-    assert server.wait(60) == 0
