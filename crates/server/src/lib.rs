@@ -11,7 +11,9 @@
 
 mod anthropic;
 mod app;
+mod call_grammar;
 mod error;
+mod explain_tools;
 mod fields;
 mod generate;
 mod grammars;

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     app::{App, Served},
+    call_grammar,
     error::{ApiError, Result},
+    explain_tools,
     fields::{Fields, wrong},
     output::ToolFormat,
     structured::Wanted,
@@ -86,13 +88,16 @@ impl ChatPrompt {
 
     fn encode(&self, model: &Served) -> Result<Rendered> {
         let template = model.template.as_ref().ok_or(ferrum_models::text::TextError::NoChatTemplate)?;
+        let explained = (model.tool_format == Some(ToolFormat::Json))
+            .then(|| explain_tools::in_messages(&self.messages, self.tools.as_deref().unwrap_or_default()));
+        let messages = explained.as_deref().unwrap_or(&self.messages);
         let options = ChatOptions {
             tools: self.tools.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
             arguments: self.arguments.clone(),
             now_s: None,
         };
-        let text = template.render(&self.messages, &options)?;
+        let text = template.render(messages, &options)?;
         // Templates write BOS themselves.
         let tokens = model.tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?;
         let end = text.char_indices().rev().nth(END_CHARS - 1).map_or(0, |(at, _)| at);
@@ -116,16 +121,19 @@ impl ChatPrompt {
             .ok_or_else(|| ApiError::invalid("tools", "this model's chat template takes no tools in a form known to this server"))
     }
 
-    /// The grammar of the call that `tool_choice` forces, or of several.
+    /// The grammar of the calls that `tool_choice` and `strict` force.
     ///
     /// # Errors
     /// When there is no such tool.
-    pub fn forced_call(&self, model: &Served, choice: &ToolChoice, format: Option<ToolFormat>, several: bool) -> Result<Option<Wanted>> {
-        match (&self.tools, format) {
-            (Some(tools), Some(format)) => choice.grammar(tools, format, several, &model.tokenizer),
-            _ if choice.is_forced() => Err(ApiError::invalid("tool_choice", "`tool_choice` forces a call, but there are no `tools`")),
-            _ => Ok(None),
-        }
+    pub fn forced_calls(&self, model: &Served, choice: &ToolChoice, format: Option<ToolFormat>, several: bool) -> Result<Option<Wanted>> {
+        let (Some(tools), Some(format)) = (&self.tools, format) else {
+            if choice.is_forced() {
+                return Err(ApiError::invalid("tool_choice", "`tool_choice` forces a call, but there are no `tools`"));
+            }
+            return Ok(None);
+        };
+        let Some(forced) = choice.forced(tools)? else { return Ok(None) };
+        Ok(Some(Wanted { param: "tools".into(), grammar: call_grammar::calls(&forced, format, several, &model.tokenizer) }))
     }
 }
 

@@ -1,15 +1,10 @@
-//! `tool_choice`, and the grammar of a call that is forced: the model family's own form around arguments that are valid under the
-//! tool's schema.
+//! `tool_choice`, and what it and `strict` force.
 
-use ferrum_engine::Grammar;
-use ferrum_models::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::{
     error::{ApiError, Result},
     fields::wrong,
-    output::ToolFormat,
-    structured::Wanted,
 };
 
 /// What `tool_choice` says.
@@ -46,19 +41,22 @@ impl ToolChoice {
         matches!(self, Self::Required | Self::Named(_))
     }
 
-    /// The grammar of a forced call to one of `tools`, or of several calls; `None` where nothing is forced.
+    /// What of `tools` a grammar must force; `None` where there is nothing.
     ///
     /// # Errors
     /// When there is no such tool, or a tool's parameters are no schema.
-    pub fn grammar(&self, tools: &[Value], format: ToolFormat, several: bool, tokenizer: &Tokenizer) -> Result<Option<Wanted>> {
-        if !self.is_forced() {
+    pub fn forced(&self, tools: &[Value]) -> Result<Option<Forced>> {
+        let is_strict = |tool: &Value| tool.pointer("/function/strict") == Some(&Value::Bool(true));
+        if !self.is_forced() && (*self == Self::None || !tools.iter().any(is_strict)) {
             return Ok(None);
         }
-        let name_of = |tool: &Value| tool.pointer("/function/name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let allowed = |name: &str| !matches!(self, Self::Named(only) if only != name);
         let mut functions = Vec::new();
-        for (n, tool) in tools.iter().enumerate().filter(|(_, tool)| allowed(&name_of(tool))) {
-            let schema = match tool.pointer("/function/parameters") {
+        for (n, tool) in tools.iter().enumerate() {
+            let name = tool.pointer("/function/name").and_then(Value::as_str).unwrap_or_default();
+            if matches!(self, Self::Named(only) if only != name) {
+                continue;
+            }
+            let parameters = match tool.pointer("/function/parameters") {
                 None | Some(Value::Null) => json!({"type": "object", "properties": {}, "additionalProperties": false}),
                 Some(Value::Object(schema)) => {
                     let mut schema = schema.clone();
@@ -67,40 +65,30 @@ impl ToolChoice {
                 }
                 Some(other) => return Err(wrong(&format!("tools[{n}].function.parameters"), other, "a JSON schema: an object")),
             };
-            functions.push((name_of(tool), schema));
+            // Beside strict tools, those that are not take what the model writes.
+            let is_free = !self.is_forced() && !is_strict(tool);
+            let parameters = if is_free { json!({"type": "object"}) } else { parameters };
+            functions.push(Function { name: name.to_owned(), parameters });
         }
         if functions.is_empty() {
             return Err(ApiError::invalid("tool_choice", "`tool_choice` asks for a tool that is not among `tools`"));
         }
-        // Text that the tokenizer has a special token for is that token.
-        let mark = |text: &str| match tokenizer.token_id(text) {
-            Some(id) if tokenizer.is_special(id) => format!("<[{id}]>"),
-            _ => Grammar::literal(text),
-        };
-        Ok(Some(Wanted { param: "tools".into(), grammar: calls(functions, format, several, mark) }))
+        Ok(Some(Forced { functions, call: self.is_forced() }))
     }
 }
 
-/// One call, or one and more.
-fn calls(functions: Vec<(String, Value)>, format: ToolFormat, several: bool, mark: impl Fn(&str) -> String) -> Grammar {
-    let arguments = if format == ToolFormat::Llama3 { "parameters" } else { "arguments" };
-    let object = |(n, (name, _)): (usize, &(String, Value))| {
-        let head = format!("{{\"name\": {}, \"{arguments}\": ", Grammar::literal(name));
-        format!("{} @a{n} \"}}\"", Grammar::literal(&head))
-    };
-    let objects: Vec<String> = functions.iter().enumerate().map(object).collect();
-    let start = match (format, several) {
-        (ToolFormat::Hermes, false) => "call".to_owned(),
-        (ToolFormat::Hermes, true) => r#"call ("\n" call)*"#.to_owned(),
-        (ToolFormat::Mistral, several) => {
-            let more = if several { "(\", \" object)*" } else { "" };
-            format!("{} \"[\" object {more} \"]\"", mark("[TOOL_CALLS]"))
-        }
-        // The whole answer is one call.
-        (ToolFormat::Llama3, _) => "object".to_owned(),
-    };
-    let call = format!("{} \"\\n\" object \"\\n\" {}", mark("<tool_call>"), mark("</tool_call>"));
-    let call = if format == ToolFormat::Hermes { format!("call: {call}\n") } else { String::new() };
-    let lark = format!("start: {start}\n{call}object: {}\n", objects.join(" | "));
-    Grammar::with_schemas(&lark, functions.into_iter().enumerate().map(|(n, (_, schema))| (format!("a{n}"), schema)))
+/// A function, and the schema of its arguments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Function {
+    pub name: String,
+    pub parameters: Value,
+}
+
+/// What a grammar must force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forced {
+    /// The functions that may be called
+    pub functions: Vec<Function>,
+    /// Whether one must be called; else there may be text, and calls behind it
+    pub call: bool,
 }

@@ -111,12 +111,19 @@ impl Turn {
         let choice = ToolChoice::read(fields.take("tool_choice").as_ref())?;
         let tools = prompt.tool_format(model, &choice)?;
         let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
-        if let Some(call) = prompt.forced_call(model, &choice, tools, parallel)?
-            && let Some(wanted) = generation.grammar.replace(call)
-        {
-            return Err(structured::excluded(&wanted.param, "tool_choice"));
+        if let Some(calls) = prompt.forced_calls(model, &choice, tools, parallel)? {
+            match generation.grammar.take() {
+                Some(wanted) if choice.is_forced() => return Err(structured::excluded(&wanted.param, "tool_choice")),
+                // What the answer must look like leaves no room for calls.
+                Some(wanted) => generation.grammar = Some(wanted),
+                None => generation.grammar = Some(calls),
+            }
         }
         generation.skip_special &= !tools.is_some_and(ToolFormat::needs_special_tokens);
+        if tools == Some(ToolFormat::FunctionGemma) {
+            // Behind a call the model would go on with what it takes for the result.
+            generation.stop_token_ids.extend(model.tokenizer.token_id("<start_function_response>"));
+        }
         let split_reasoning = fields.bool("separate_reasoning")?.unwrap_or(true);
         let rendered = prompt.render(app).await?;
         if let Some(mark) = open_reasoning(&rendered.end) {

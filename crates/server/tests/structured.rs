@@ -180,7 +180,7 @@ fn calls(answer: &Value) -> Vec<String> {
 
 #[tokio::test]
 async fn calls_are_forced_in_every_form() {
-    for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3] {
+    for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3, ToolFormat::FunctionGemma] {
         let (_app, router) = served(format);
         let (mut seen, mut several) = (Vec::new(), 0);
         for seed in 0..6 {
@@ -211,6 +211,58 @@ async fn calls_are_forced_in_every_form() {
             assert_eq!(calls(&post(&router, CHAT, body).await.1), [name], "{format:?}");
         }
     }
+}
+
+/// A template that knows nothing of tools gets them, calls and results as plain messages.
+#[tokio::test]
+async fn models_without_tools_of_their_own_are_told_of_them() {
+    let (app, router) = server(Keys::default());
+    load_as(&app, Some(ToolFormat::Json), Some("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"));
+    let messages = json!([
+        {"role": "user", "content": "Go"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "12:00"},
+    ]);
+    let (_, plain) = post(&router, "/tokenize", json!({"messages": messages})).await;
+    let (_, text) = post(&router, "/detokenize", json!({"tokens": plain["tokens"]})).await;
+    let want = "user: Go\nassistant: {\"name\":\"now\",\"parameters\":{}}\nuser: now returned:\n12:00\n";
+    assert!(text["prompt"].as_str().unwrap().ends_with(want), "{text}");
+    let tools = json!([{"type": "function", "function": {"name": "now"}}]);
+    let (_, told) = post(&router, "/tokenize", json!({"messages": [{"role": "user", "content": "Go"}], "tools": tools})).await;
+    let (_, text) = post(&router, "/detokenize", json!({"tokens": told["tokens"]})).await;
+    assert!(text["prompt"].as_str().unwrap().contains("{\"name\":\"now\"}\n"), "{text}");
+    let forced = json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 36});
+    assert_eq!(calls(&post(&router, CHAT, with(ask(forced), tight(&router).await)).await.1), ["now"]);
+}
+
+/// Where nothing is forced, a model that opens a call to a strict tool gets its arguments from the schema, and says what it
+/// wants else.
+#[tokio::test]
+async fn strict_tools_have_valid_arguments_when_they_are_called() {
+    let (_app, router) = served(ToolFormat::Llama3);
+    let mut strict = tools();
+    strict[0]["function"]["strict"] = json!(true);
+    let (_, ids) = post(&router, "/tokenize", json!({"prompt": "{", "add_special_tokens": false})).await;
+    let opened = with(ask(json!({"tools": strict, "tool_choice": "auto"})), tight(&router).await);
+    let mut opened = opened;
+    opened["logit_bias"][ids["tokens"][0].to_string()] = json!(100);
+    // The bias opens the call; then it is in the way of nothing that the grammar forbids.
+    let (status, answer) = post(&router, CHAT, opened.clone()).await;
+    assert_eq!((status, calls(&answer).len()), (StatusCode::OK, 1), "{answer}");
+    // Without `strict` the same model writes braces without end.
+    opened["tools"] = tools();
+    let (_, answer) = post(&router, CHAT, opened).await;
+    assert_eq!(answer["choices"][0]["message"].get("tool_calls"), None, "{answer}");
+    let (status, answer) = post(&router, CHAT, ask(json!({"tools": strict, "max_tokens": 8}))).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_ne!(content(&answer, 0).0, "", "{answer}");
+    // What the answer must look like wins over what calls must look like.
+    let (_, answer) = post(&router, CHAT, ask(json!({"tools": strict, "guided_choice": ["yes"]}))).await;
+    assert_eq!(content(&answer, 0).0, "yes");
+    // A schema that cannot be followed is refused, as it is where a call is forced.
+    strict[0]["function"]["parameters"] = json!({"type": "strange"});
+    let (status, answer) = post(&router, CHAT, ask(json!({"tools": strict}))).await;
+    assert_eq!((status, &answer["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("tools")), "{answer}");
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
-//! The JSON object of a tool call, read while it arrives.
+//! A tool call, read while it arrives.
+
+use std::borrow::Cow;
+
+use super::{format::ToolFormat, gemma};
 
 /// What more text brought.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,14 +21,14 @@ pub struct Call {
     reported: usize,
 }
 
-/// The parts of an object, as byte ranges.
+/// The parts of a call.
 #[derive(Debug, Default)]
-struct Parts {
-    name: Option<String>,
-    /// Start of the arguments, and their end once it has come
-    arguments: Option<(usize, Option<usize>)>,
-    /// End of the object
-    end: Option<usize>,
+pub struct Parts<'a> {
+    pub name: Option<String>,
+    /// The JSON text of the arguments, as far as it has come
+    pub arguments: Option<Cow<'a, str>>,
+    /// End of the call
+    pub end: Option<usize>,
 }
 
 impl Call {
@@ -33,30 +37,30 @@ impl Call {
         self.started
     }
 
-    /// Reads the object that `text`, the whole text so far, begins with. Returns what is new and where the object ends.
-    pub fn read(&mut self, text: &str) -> (Update, Option<usize>) {
+    /// Reads the call that `text`, the whole text so far, begins with. Returns what is new and where the call ends.
+    pub fn read(&mut self, format: ToolFormat, text: &str) -> (Update, Option<usize>) {
+        let Parts { name, arguments, end } = if format == ToolFormat::FunctionGemma { gemma::scan(text) } else { scan(text) };
         let mut update = Update::default();
-        let parts = scan(text);
-        let Some(name) = parts.name else { return (update, parts.end) };
-        // A name that comes last is reported with the whole.
-        let (start, end) = match (parts.arguments, parts.end) {
-            (Some((start, end)), _) => (start, end.unwrap_or(text.len())),
-            (None, Some(_)) => (0, 0),
-            (None, None) => return (update, None),
+        let arguments = match arguments {
+            Some(arguments) => arguments,
+            // Where a mark says that it is a call, arguments may be missing. Such a call is reported with its end.
+            None if end.is_some() && !format.is_bare() => "{}".into(),
+            None => return (update, end),
         };
+        // A name that comes last is reported with the whole.
+        let Some(name) = name else { return (update, end) };
         if !self.started {
             self.started = true;
             update.name = Some(name);
         }
-        let arguments = if parts.arguments.is_none() && self.reported == 0 { "{}" } else { text.get(start..end).unwrap_or_default() };
         update.arguments = arguments.get(self.reported..).unwrap_or_default().to_owned();
         self.reported += update.arguments.len();
-        (update, parts.end)
+        (update, end)
     }
 }
 
 /// Finds the members at the top level of the object at the start of `text`.
-fn scan(text: &str) -> Parts {
+fn scan(text: &str) -> Parts<'_> {
     let mut parts = Parts::default();
     let bytes = text.as_bytes();
     let (mut at, mut depth) = (0, 0usize);
@@ -108,19 +112,20 @@ fn scan(text: &str) -> Parts {
         && is_arguments(key)
         && bytes[start] == b'{'
     {
-        parts.arguments = Some((start, None));
+        // White space at the end may lie behind the object.
+        parts.arguments = Some(text[start..].trim_end().into());
     }
     parts
 }
 
 /// Takes in the member `key: text[value..end]`.
-fn finish(parts: &mut Parts, text: &str, key: Option<String>, value: Option<usize>, end: usize) {
+fn finish<'a>(parts: &mut Parts<'a>, text: &'a str, key: Option<String>, value: Option<usize>, end: usize) {
     let (Some(key), Some(start)) = (key, value) else { return };
     let raw = text[start..end].trim_end();
     if key == "name" {
         parts.name = serde_json::from_str(raw).ok();
     } else if is_arguments(&key) && raw.starts_with('{') {
-        parts.arguments = Some((start, Some(start + raw.len())));
+        parts.arguments = Some(raw.into());
     }
 }
 

@@ -1,9 +1,13 @@
 //! What a model writes, taken apart: text to show, reasoning, and tool calls in the model family's own form.
 
 mod call;
+mod format;
+mod gemma;
 mod marks;
 
 use call::Call;
+pub use format::ToolFormat;
+pub use gemma::QUOTE as GEMMA_QUOTE;
 use marks::{Found, find};
 
 /// A piece of an answer.
@@ -23,51 +27,10 @@ pub enum Delta {
     },
 }
 
-/// How a model family writes tool calls, told by its chat template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToolFormat {
-    /// `<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen, SmolLM
-    Hermes,
-    /// `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`: Mistral
-    Mistral,
-    /// The whole answer is `{"name": …, "parameters": {…}}`: Llama 3
-    Llama3,
-}
-
-impl ToolFormat {
-    /// `None` where the template takes no tools, or writes calls in a form that is not known here.
-    pub fn of_template(source: &str) -> Option<Self> {
-        let has = |text: &str| source.contains(text);
-        if !has("tools") || has("<function=") {
-            None
-        } else if has("<tool_call>") {
-            Some(Self::Hermes)
-        } else if has("[TOOL_CALLS]") {
-            Some(Self::Mistral)
-        } else if has("ipython") || has("<|python_tag|>") {
-            Some(Self::Llama3)
-        } else {
-            None
-        }
-    }
-
-    /// Whether the marks are special tokens, which decoded text usually leaves out.
-    pub fn needs_special_tokens(self) -> bool {
-        self == Self::Mistral
-    }
-
-    const fn opening(self) -> &'static str {
-        match self {
-            Self::Hermes => "<tool_call>",
-            Self::Mistral => "[TOOL_CALLS]",
-            Self::Llama3 => "{",
-        }
-    }
-}
-
-const HERMES_CLOSING: &str = "</tool_call>";
 /// Marks around reasoning text.
 const REASONING: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
+/// Ends a block of code.
+const FENCE: &str = "```";
 /// Longest text of a tool call; more is content.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
@@ -84,6 +47,8 @@ pub struct OutputParser {
     state: State,
     /// Text that cannot be told apart yet
     held: String,
+    /// What was taken for the opening of calls; text to show if no call comes
+    opening: String,
     calls: usize,
     /// Whether anything but white space was shown
     shown: bool,
@@ -98,8 +63,10 @@ enum State {
     Reasoning(&'static str),
     /// Inside a call; the text of it so far is held
     Call(Call),
-    /// Behind Mistral's mark: calls, one after the other
-    Calls,
+    /// Calls, one after the other, some of which have come or not
+    Calls {
+        some: bool,
+    },
 }
 
 impl OutputParser {
@@ -107,7 +74,16 @@ impl OutputParser {
     pub fn new(tools: Option<ToolFormat>, split_reasoning: bool, prompt_end: &str) -> Self {
         let open = open_reasoning(prompt_end).filter(|_| split_reasoning);
         let state = open.map_or(State::Content, State::Reasoning);
-        Self { tools, reasoning: split_reasoning, state, held: String::new(), calls: 0, shown: false, most_calls: usize::MAX }
+        Self {
+            tools,
+            reasoning: split_reasoning,
+            state,
+            held: String::new(),
+            opening: String::new(),
+            calls: 0,
+            shown: false,
+            most_calls: usize::MAX,
+        }
     }
 
     /// Reports one call at most: `parallel_tool_calls: false`.
@@ -133,16 +109,16 @@ impl OutputParser {
     /// Ends the answer: what was held back is what it looks like.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
-        let rest = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Content) {
-            State::Content | State::Calls => self.show(rest, &mut deltas),
-            State::Reasoning(_) if rest.is_empty() => {}
-            State::Reasoning(_) => deltas.push(Delta::Reasoning(rest)),
+            State::Content | State::Calls { some: true } => self.show_held(&mut deltas),
+            State::Calls { some: false } => self.no_call(self.held.len(), &mut deltas),
+            State::Reasoning(_) if self.held.is_empty() => {}
+            State::Reasoning(_) => deltas.push(Delta::Reasoning(std::mem::take(&mut self.held))),
             State::Call(mut call) => {
-                self.call_deltas(&mut call, &rest, &mut deltas);
+                self.call_deltas(&mut call, &mut deltas);
                 if !call.started() {
-                    self.held = rest;
-                    self.not_a_call(&mut deltas);
+                    self.calls -= 1;
+                    self.no_call(self.held.len(), &mut deltas);
                 }
             }
         }
@@ -155,55 +131,49 @@ impl OutputParser {
             State::Content => self.content(deltas),
             State::Reasoning(closing) => self.reasoning(closing, deltas),
             State::Call(call) => self.call(call, deltas),
-            State::Calls => self.next_call(deltas),
+            State::Calls { some } => self.next_call(some, deltas),
         }
     }
 
     fn content(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        // Llama 3 calls only at the very start of an answer.
-        let tool_mark = self.tools.filter(|t| *t != ToolFormat::Llama3 || !self.shown).map(ToolFormat::opening);
-        let reasoning_marks = REASONING.iter().filter(|_| self.reasoning && !self.shown && self.calls == 0).map(|m| m.0);
+        let anywhere = self.tools.map_or(&[][..], ToolFormat::openings);
+        let at_start = self.tools.filter(|_| !self.shown).map_or(&[][..], ToolFormat::openings_at_start);
+        let reasoning = REASONING.iter().filter(|_| self.reasoning && !self.shown && self.calls == 0).map(|m| m.0);
         // The closing mark of a call comes behind its object, and may come late.
-        let closing_mark = self.tools.filter(|t| *t == ToolFormat::Hermes && self.calls > 0).map(|_| HERMES_CLOSING);
-        let marks: Vec<&str> = tool_mark.into_iter().chain(closing_mark).chain(reasoning_marks).collect();
+        let closing = self.tools.and_then(ToolFormat::closing).filter(|_| self.calls > 0);
+        let marks: Vec<&str> = reasoning.chain(anywhere.iter().chain(at_start).copied()).chain(closing).collect();
         match find(&self.held, &marks) {
             Found::None { certain } => {
                 // White space in front of a call is not shown, so it waits for what comes.
-                let certain = if tool_mark.is_some() { self.held[..certain].trim_end().len() } else { certain };
-                let rest = self.held.split_off(certain);
-                let text = std::mem::replace(&mut self.held, rest);
-                self.show(text, deltas);
+                let certain = if self.tools.is_some() { self.held[..certain].trim_end().len() } else { certain };
+                self.show_front(certain, deltas);
                 false
             }
+            // Text in front of what counts at the start alone: an ordinary answer.
+            Found::Mark { start, mark } if !anywhere.contains(&mark) && Some(mark) != closing && !self.held[..start].trim().is_empty() => {
+                self.show_front(start, deltas);
+                true
+            }
+            Found::Mark { start, mark } if at_start.contains(&mark) => {
+                self.held.drain(..start);
+                self.state = State::Calls { some: false };
+                true
+            }
             Found::Mark { start, mark } => {
-                let before = self.held[..start].to_owned();
-                if Some(mark) == tool_mark && self.tools == Some(ToolFormat::Llama3) {
-                    // Text in front of a brace makes it an ordinary answer.
-                    if !before.trim().is_empty() {
-                        let text = std::mem::take(&mut self.held);
-                        self.show(text, deltas);
-                        return false;
-                    }
-                    self.held.drain(..start);
-                    self.begin_call();
+                // White space in front of a mark is layout, if it is one.
+                let text = self.held[..start].trim_end().len();
+                self.show_front(text, deltas);
+                let opening: String = self.held.drain(..start - text + mark.len()).collect();
+                if Some(mark) == closing {
                     return true;
                 }
-                self.held.drain(..start + mark.len());
-                if Some(mark) == closing_mark {
-                    self.show(before, deltas);
-                    return true;
-                }
-                let is_tool = Some(mark) == tool_mark;
-                // White space in front of a call or of reasoning is layout.
-                self.show(if is_tool || !self.shown { before.trim_end().to_owned() } else { before }, deltas);
-                match self.tools {
-                    Some(ToolFormat::Mistral) if is_tool => self.state = State::Calls,
-                    _ if is_tool => self.begin_call(),
-                    _ => {
-                        let closing = REASONING.iter().find(|m| m.0 == mark).map_or("", |m| m.1);
-                        self.state = State::Reasoning(closing);
+                self.state = match self.tools.filter(|_| anywhere.contains(&mark)) {
+                    None => State::Reasoning(REASONING.iter().find(|m| m.0 == mark).map_or("", |m| m.1)),
+                    Some(tools) => {
+                        self.opening = opening;
+                        if tools.is_list() { State::Calls { some: false } } else { self.begin_call() }
                     }
-                }
+                };
                 true
             }
         }
@@ -232,45 +202,58 @@ impl OutputParser {
         }
     }
 
-    fn begin_call(&mut self) {
-        self.state = State::Call(Call::default());
+    fn begin_call(&mut self) -> State {
         self.calls += 1;
+        State::Call(Call::default())
     }
 
-    fn next_call(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        let skipped = self.held.trim_start_matches(|c: char| c.is_whitespace() || "[],".contains(c));
-        let skip = self.held.len() - skipped.len();
-        self.held.drain(..skip);
-        match self.held.chars().next() {
-            Some('{') => {
-                self.begin_call();
-                true
-            }
-            None => {
-                self.state = State::Calls;
-                false
-            }
-            Some(_) => {
-                let text = std::mem::take(&mut self.held);
-                self.show(text, deltas);
-                false
-            }
+    fn next_call(&mut self, some: bool, deltas: &mut Vec<Delta>) -> bool {
+        let rest = self.held.trim_start_matches(|c: char| c.is_whitespace() || "[],;".contains(c));
+        let skipped = self.held.drain(..self.held.len() - rest.len());
+        if some {
+            drop(skipped)
+        } else {
+            self.opening.extend(skipped)
+        }
+        let is_fenced = some && self.tools == Some(ToolFormat::Json);
+        if self.held.starts_with('{') {
+            self.state = self.begin_call();
+            true
+        } else if self.held.is_empty() || is_fenced && self.held.len() < FENCE.len() && FENCE.starts_with(&self.held) {
+            self.state = State::Calls { some };
+            false
+        } else if is_fenced && self.held.starts_with(FENCE) {
+            self.held.drain(..FENCE.len());
+            true
+        } else if some {
+            true
+        } else {
+            self.no_call(0, deltas);
+            true
         }
     }
 
     fn call(&mut self, mut call: Call, deltas: &mut Vec<Delta>) -> bool {
-        let held = std::mem::take(&mut self.held);
-        let end = self.call_deltas(&mut call, &held, deltas);
-        self.held = held;
-        match end {
+        match self.call_deltas(&mut call, deltas) {
             Some(end) if call.started() => {
                 self.held.drain(..end);
-                self.state = if self.tools == Some(ToolFormat::Mistral) { State::Calls } else { State::Content };
+                self.opening.clear();
+                if self.tools.is_some_and(ToolFormat::is_list) {
+                    self.state = State::Calls { some: true };
+                }
                 true
             }
             // An object that is no call, or never ends: ordinary text.
-            Some(_) => self.not_a_call(deltas),
-            None if self.held.len() > MAX_CALL_BYTES && !call.started() => self.not_a_call(deltas),
+            Some(end) => {
+                self.calls -= 1;
+                self.no_call(end, deltas);
+                true
+            }
+            None if self.held.len() > MAX_CALL_BYTES && !call.started() => {
+                self.calls -= 1;
+                self.no_call(self.held.len(), deltas);
+                false
+            }
             None => {
                 self.state = State::Call(call);
                 false
@@ -278,18 +261,17 @@ impl OutputParser {
         }
     }
 
-    fn not_a_call(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        self.calls -= 1;
-        let opening = if self.tools == Some(ToolFormat::Hermes) { ToolFormat::Hermes.opening() } else { "" };
-        let text = format!("{opening}{}", std::mem::take(&mut self.held));
-        self.show(text, deltas);
-        false
+    /// What opened a call, and `len` bytes behind it, are text.
+    fn no_call(&mut self, len: usize, deltas: &mut Vec<Delta>) {
+        self.held.insert_str(0, &self.opening);
+        let len = len + std::mem::take(&mut self.opening).len();
+        self.show_front(len, deltas);
     }
 
-    /// What `text` adds to the call, and where the call's object ends in it.
-    fn call_deltas(&self, call: &mut Call, text: &str, deltas: &mut Vec<Delta>) -> Option<usize> {
+    /// What more text adds to the call, and where the call ends in it.
+    fn call_deltas(&self, call: &mut Call, deltas: &mut Vec<Delta>) -> Option<usize> {
         let index = self.calls - 1;
-        let (update, end) = call.read(text);
+        let (update, end) = call.read(self.tools?, &self.held);
         if index >= self.most_calls {
             return end;
         }
@@ -300,6 +282,16 @@ impl OutputParser {
             deltas.push(Delta::CallArguments { index, text: update.arguments });
         }
         end
+    }
+
+    fn show_held(&mut self, deltas: &mut Vec<Delta>) {
+        self.show_front(self.held.len(), deltas);
+    }
+
+    fn show_front(&mut self, len: usize, deltas: &mut Vec<Delta>) {
+        let rest = self.held.split_off(len);
+        let text = std::mem::replace(&mut self.held, rest);
+        self.show(text, deltas);
     }
 
     fn show(&mut self, text: String, deltas: &mut Vec<Delta>) {

@@ -89,7 +89,10 @@ fn formats_are_told_by_the_template() {
     assert_eq!(ToolFormat::of_template("{% if tools %}<tool_call>"), Some(ToolFormat::Hermes));
     assert_eq!(ToolFormat::of_template("{% if tools %}[TOOL_CALLS]"), Some(ToolFormat::Mistral));
     assert_eq!(ToolFormat::of_template("{% if tools %}Environment: ipython"), Some(ToolFormat::Llama3));
-    assert_eq!(ToolFormat::of_template("{{ messages }}"), None);
+    assert_eq!(ToolFormat::of_template("{% if tools %}<start_function_call>call:"), Some(ToolFormat::FunctionGemma));
+    assert_eq!(ToolFormat::of_template("{{ messages }}"), Some(ToolFormat::Json));
+    assert_eq!(ToolFormat::of_template("{% if tools %}<tool_call><function="), None);
+    assert_eq!(ToolFormat::of_template("{% if tools %}some other form"), None);
 }
 
 #[test]
@@ -99,4 +102,121 @@ fn one_call_is_reported_where_no_more_are_wanted() {
     let mut deltas = parser.push(two);
     deltas.extend(parser.finish());
     assert_eq!(deltas, call(0, "a", "{\"x\": 1}"));
+}
+
+#[test]
+fn function_gemma_calls() {
+    let text = "On it. <start_function_call>call:get_weather{city:<escape>Bern, {\"x\"}\n<escape>,days:3,deep:{a:[1,<escape>é<escape>,{}],\
+                b:true},word:soon}<end_function_call><start_function_call>call:now{}<end_function_call>";
+    let arguments = r#"{"city":"Bern, {\"x\"}\n","days":3,"deep":{"a":[1,"é",{}],"b":true},"word":"soon"}"#;
+    let want = [&[content("On it.")][..], &call(0, "get_weather", arguments), &call(1, "now", "{}")].concat();
+    check(Some(ToolFormat::FunctionGemma), "", text, &want);
+    // What is malformed becomes the nearest JSON.
+    let text = "<start_function_call>call:f{a,<escape>b<escape>:[1},c:}<end_function_call>done";
+    let want = [&call(0, "f", r#"{"a":null,"b":[1],"c":null}"#)[..], &[content("done")]].concat();
+    check(Some(ToolFormat::FunctionGemma), "", text, &want);
+    for broken in ["<start_function_call>name{}<end_function_call>", "<start_function_call>call:two words{}", "<start_function_call>call"] {
+        check(Some(ToolFormat::FunctionGemma), "", broken, &[content(broken)]);
+    }
+}
+
+#[test]
+fn json_calls() {
+    let json = Some(ToolFormat::Json);
+    let (a, b) = ("{\"name\": \"a\", \"parameters\": {\"x\": [1, \"}\"]}}", "{\"arguments\": {}, \"name\": \"b\"}");
+    let both = [call(0, "a", "{\"x\": [1, \"}\"]}"), call(1, "b", "{}")].concat();
+    for text in [
+        format!("{a}\n{b}"),
+        format!("  [{a}, {b}]\n"),
+        format!("```json\n{a}\n{b}\n```"),
+        format!("```tool_code\n[{a},{b}]\n```\n"),
+        format!("```json\n{a}\n```\n\n```json\n{b}\n```"),
+        format!("<think></think>{a}; {b}"),
+    ] {
+        check(json, "", &text, &both);
+    }
+    let text = format!("I will call it:\n```json\n{a}\n```\nand wait");
+    check(json, "", &text, &[&[content("I will call it:")][..], &both[..2], &[content("\nand wait")]].concat());
+    for text in [
+        "{\"name\": \"Ann\", \"age\": 3}",
+        "[1, 2, {\"name\": \"x\"}]",
+        "{\"name\": \"x\"} and so on",
+        "Like ```json\n{\"a\": 1}\n``` and ```json\n[1, 2]```",
+        "a {\"name\": \"a\", \"parameters\": {}}",
+        "{",
+        "```json\n",
+        "```json\n{\"name\": \"a\", \"para",
+        "```python\nprint(1)\n```",
+    ] {
+        check(json, "", text, &[content(text)]);
+    }
+}
+
+#[test]
+fn a_call_behind_what_is_none_is_found() {
+    let (broken, good) = ("<tool_call>{\"title\": \"x\"}</tool_call>", "<tool_call>{\"name\": \"a\", \"arguments\": {}}</tool_call>");
+    check(Some(ToolFormat::Hermes), "", &format!("{broken}{good}"), &[&[content(broken)][..], &call(0, "a", "{}")].concat());
+}
+
+/// Whatever a model writes: no panic, the same at every way to cut it, and FunctionGemma's arguments are JSON when their call ends.
+#[test]
+fn hostile_text_is_read_the_same_however_it_is_cut() {
+    const PARTS: [&str; 30] = [
+        "<tool_call>",
+        "</tool_call>",
+        "[TOOL_CALLS]",
+        "<start_function_call>",
+        "<end_function_call>",
+        "call:f{",
+        "<escape>",
+        "```json\n",
+        "```",
+        "`",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\\",
+        "\"name\": \"f\"",
+        "\"arguments\": ",
+        "\"parameters\": {",
+        "<think>",
+        "</think>",
+        " ",
+        "\n",
+        "é",
+        "🦀",
+        "1",
+        "null",
+        "<",
+    ];
+    let formats = [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3, ToolFormat::FunctionGemma, ToolFormat::Json];
+    let mut random = 1u64;
+    let mut next = |n: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % n
+    };
+    let mut ended = 0;
+    for round in 0..20_000 {
+        let format = formats[round % formats.len()];
+        let opening = format.openings().first().filter(|_| round % 3 > 0).copied().unwrap_or_default();
+        let call = if format == ToolFormat::FunctionGemma { "call:f{" } else { "{" };
+        let text: String =
+            [opening, if round % 3 > 1 { call } else { "" }].into_iter().chain((0..next(14)).map(|_| PARTS[next(PARTS.len())])).collect();
+        let whole = parse(Some(format), "", &[&text]);
+        let letters: Vec<String> = text.chars().map(String::from).collect();
+        assert_eq!(parse(Some(format), "", &letters.iter().map(String::as_str).collect::<Vec<_>>()), whole, "{format:?}: {text:?}");
+        let cut = (0..=next(text.len() + 1)).rev().find(|&at| text.is_char_boundary(at)).unwrap();
+        assert_eq!(parse(Some(format), "", &[&text[..cut], &text[cut..]]), whole, "{format:?}: {text:?} at {cut}");
+        if let call::Parts { arguments: Some(arguments), end: Some(_), .. } = gemma::scan(&format!("call:f{{{text}")) {
+            assert!(serde_json::from_str::<serde_json::Value>(&arguments).is_ok(), "{text:?}: {arguments}");
+            ended += 1;
+        }
+    }
+    assert!(ended > 1000, "{ended} of FunctionGemma's calls came to their end");
 }
