@@ -1,11 +1,14 @@
 //! Every flag. The texts here are also the man page and the shell completions.
 
+mod http;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ferrum_cpu::Simd;
 use ferrum_kernels::DType;
 use ferrum_models::DummyFormat;
+pub use http::{HttpArgs, LogFormat};
 
 /// Runs language models on this machine.
 #[derive(Debug, Parser)]
@@ -233,21 +236,14 @@ pub struct ServeArgs {
     /// Requests that one API key may send in a minute
     #[arg(long, value_name = "N")]
     pub max_per_minute_per_key: Option<u32>,
-    /// Web page that may send requests from a browser, e.g. https://example.org; may be given several times
-    #[arg(long, value_name = "ORIGIN")]
-    pub cors_origin: Vec<String>,
-    /// Largest request body in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 32)]
-    pub max_body_mib: usize,
     /// Seconds without a finished step after which /health calls the engine stuck
     #[arg(long, value_name = "S", default_value_t = 60)]
     pub stuck_after_s: u64,
-    /// Seconds that running requests get to end after SIGTERM
-    #[arg(long, value_name = "S", default_value_t = 300)]
-    pub drain_s: u64,
-    /// Write the log as JSON, one object a line
-    #[arg(long)]
-    pub log_json: bool,
+    /// How the log is written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    pub http: HttpArgs,
     #[command(flatten)]
     pub speculate: SpeculateArgs,
     #[command(flatten)]

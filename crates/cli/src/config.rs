@@ -202,8 +202,9 @@ mod tests {
 
     #[test]
     fn tables_win_over_the_top_and_reach_their_command_alone() {
-        let text = "threads = 3\nport = 1\n[serve]\nport = 2\nlog_json = true\napi-key = [\"a\", \"b\"]\nmodel = \"m\"\n[run]\nraw = false";
-        assert_eq!(words(text, "serve").unwrap(), ["--threads=3", "--api-key=a", "--api-key=b", "--log-json", "m", "--port=2"]);
+        let text =
+            "threads = 3\nport = 1\n[serve]\nport = 2\nlog_format = \"json\"\napi-key = [\"a\", \"b\"]\nmodel = \"m\"\n[run]\nraw = false";
+        assert_eq!(words(text, "serve").unwrap(), ["--threads=3", "--api-key=a", "--api-key=b", "--log-format=json", "m", "--port=2"]);
         assert_eq!(words(text, "run").unwrap(), ["--threads=3"]);
         assert_eq!(words(text, "list").unwrap(), [""; 0]);
     }

@@ -1,6 +1,7 @@
 //! What all handlers share.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -56,6 +57,7 @@ pub struct App {
     pub created: u64,
     next_id: AtomicU64,
     id_seed: u64,
+    random: RandomState,
 }
 
 /// Why the server cannot answer now.
@@ -87,6 +89,7 @@ impl App {
             created: created.as_secs(),
             next_id: AtomicU64::new(0),
             id_seed: created.as_nanos() as u64,
+            random: RandomState::new(),
         }
     }
 
@@ -149,6 +152,11 @@ impl App {
             return Err(Unhealthy::Failing(snapshot.failures));
         }
         Ok(())
+    }
+
+    /// A number that cannot be foretold.
+    pub(crate) fn random(&self) -> u64 {
+        self.random.hash_one(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A new id such as `chatcmpl-…`, unlike all others of this process and very likely of all processes.

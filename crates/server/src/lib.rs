@@ -12,11 +12,13 @@
 mod anthropic;
 mod app;
 mod call_grammar;
+mod connection;
 mod error;
 mod explain_tools;
 mod fields;
 mod generate;
 mod grammars;
+mod held;
 mod limits;
 mod listen;
 mod metrics;
@@ -30,6 +32,7 @@ mod sampling;
 mod service;
 mod structured;
 mod tools;
+mod trace;
 mod turn;
 
 use std::time::{SystemTime, UNIX_EPOCH};

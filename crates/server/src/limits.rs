@@ -13,7 +13,10 @@ use std::{
 use axum::http::{HeaderMap, header};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::error::{ApiError, Result};
+use crate::{
+    error::{ApiError, Result},
+    held::Watch,
+};
 
 /// What each key may do at once and per minute. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +122,8 @@ impl Key {
         Err(ApiError::rate_limited(format!("this key may send {per_minute} requests a minute"), wait_s))
     }
 }
+
+impl Watch for Permit {}
 
 impl Drop for Permit {
     fn drop(&mut self) {

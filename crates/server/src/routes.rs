@@ -4,8 +4,9 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    body::Body,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -13,7 +14,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{anthropic, app::App, error::ApiError, listen::listen, openai, operations, page};
+use crate::{anthropic, app::App, error::ApiError, held::Held, listen::listen, openai, operations, page, trace};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -26,10 +27,14 @@ pub struct HttpOptions {
     pub drain: Duration,
     /// Connections at once; more wait to be accepted
     pub max_connections: u32,
-    /// How long a connection may take for the head of a request, and be idle in front of one
+    /// Longest request line with headers; 8 KiB at the least
+    pub max_head_bytes: usize,
+    /// How long they may take to come
     pub head_timeout: Duration,
     /// How long a request's body may take to come
     pub body_timeout: Duration,
+    /// How long a connection may be idle in front of a request
+    pub idle_timeout: Duration,
 }
 
 impl Default for HttpOptions {
@@ -39,13 +44,13 @@ impl Default for HttpOptions {
             cors_origins: Vec::new(),
             drain: Duration::from_secs(300),
             max_connections: 8192,
+            max_head_bytes: 64 << 10,
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(60),
         }
     }
 }
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes.
 pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
@@ -79,7 +84,7 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(options.max_body_bytes))
         .layer(middleware::from_fn(move |request, next| refuse_announced(max_body_bytes, request, next)))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), trace));
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), trace::request));
     if !options.cors_origins.is_empty() {
         let cors = CorsLayer::new()
             .allow_origin(AllowOrigin::list(options.cors_origins.iter().cloned()))
@@ -94,7 +99,8 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
 pub async fn serve(app: Arc<App>, listener: TcpListener, options: HttpOptions, stop: impl Future<Output = ()> + Send + 'static) {
     let router = router(Arc::clone(&app), &options);
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let server = listen(listener, router, &options, async move {
+    let drain = options.drain;
+    let server = listen(listener, router, Arc::new(options), async move {
         stop.await;
         app.drain();
         // The receiver waits as long as the server lives.
@@ -103,11 +109,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, options: HttpOptions, s
     let deadline = async {
         // An error means that the server ended by itself.
         let _ = stopped.await;
-        tokio::time::sleep(options.drain).await;
+        tokio::time::sleep(drain).await;
     };
     tokio::select! {
         () = server => {}
-        () = deadline => tracing::warn!("some requests did not end in {:?} and are cut off", options.drain),
+        () = deadline => tracing::warn!("some requests did not end in {:?} and are cut off", drain),
     }
 }
 
@@ -125,43 +131,8 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     match app.keys.admit(request.headers()) {
         Ok(permit) => {
             let (parts, body) = next.run(request).await.into_parts();
-            Response::from_parts(parts, hold(body, permit))
+            Response::from_parts(parts, Body::new(Held::new(body, permit)))
         }
         Err(error) => error.into_response(),
     }
-}
-
-/// The body, with something that is dropped behind it.
-fn hold(body: axum::body::Body, held: impl Send + 'static) -> axum::body::Body {
-    use futures_util::StreamExt;
-    let stream = body.into_data_stream().map(move |chunk| {
-        let _ = &held;
-        chunk
-    });
-    axum::body::Body::from_stream(stream)
-}
-
-/// Gives the request an id, writes one line of log, and puts errors, those that axum makes itself too, into the API's shape.
-async fn trace(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let sent = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
-    let parent = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let (method, started) = (request.method().clone(), std::time::Instant::now());
-    let path = request.extensions().get::<MatchedPath>().map_or_else(|| request.uri().path().to_owned(), |path| path.as_str().to_owned());
-    let mut response = next.run(request).await;
-    if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let error = ApiError::body("the body is larger than this server takes").status(StatusCode::PAYLOAD_TOO_LARGE);
-        response = error.into_response();
-    }
-    if path.starts_with("/v1/messages")
-        && let Some(error) = response.extensions_mut().remove::<ApiError>()
-    {
-        response = error.response(error.anthropic());
-    }
-    let id = sent.unwrap_or_else(|| HeaderValue::from_str(&app.id("")).unwrap_or(HeaderValue::from_static("")));
-    tracing::info!(
-        %method, %path, status = response.status().as_u16(), ms = started.elapsed().as_millis() as u64,
-        request_id = id.to_str().unwrap_or_default(), traceparent = parent.as_deref(), "request"
-    );
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }

@@ -70,13 +70,16 @@ async fn row_10_numbers_are_checked_on_every_route() {
 
 /// A server on a port, with timeouts of 300 ms and 32 connections.
 async fn listening() -> (Arc<App>, String) {
+    let soon = Duration::from_millis(300);
+    listening_with(HttpOptions { head_timeout: soon, body_timeout: soon, idle_timeout: soon, ..HttpOptions::default() }).await
+}
+
+async fn listening_with(options: HttpOptions) -> (Arc<App>, String) {
     let (app, _) = server(Keys::default());
     common::load(&app);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let soon = Duration::from_millis(300);
-    let options =
-        HttpOptions { max_body_bytes: 1 << 20, max_connections: 32, head_timeout: soon, body_timeout: soon, ..HttpOptions::default() };
+    let options = HttpOptions { max_body_bytes: 1 << 20, max_connections: 32, ..options };
     tokio::spawn(serve(Arc::clone(&app), listener, options, std::future::pending()));
     (app, address)
 }
@@ -113,7 +116,7 @@ async fn row_14_http_is_bounded() {
         ("a header of 1 MB", format!("{line}X-A: {}\r\n\r\n", "a".repeat(1 << 20)).into_bytes(), "431"),
         ("10,000 headers", format!("{line}{}\r\n", "A: b\r\n".repeat(10_000)).into_bytes(), "431"),
         ("101 headers", format!("{line}{}\r\n", "A: b\r\n".repeat(101)).into_bytes(), "431"),
-        ("a body that never ends", b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{".to_vec(), "400"),
+        ("a body that never ends", b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{".to_vec(), "408"),
         ("a negative length", b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".to_vec(), "400"),
         ("two lengths", b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}".to_vec(), "400"),
         ("JSON 100,000 deep", chat(&deep), "400"),
@@ -140,6 +143,57 @@ async fn row_14_http_is_bounded() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     drop(idle);
     assert_idle(&app).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_14_a_body_that_is_too_slow_gets_an_answer_in_the_shape_of_its_api() {
+    let (_app, address) = listening().await;
+    for (path, pointer, kind) in [("/v1/chat/completions", "/error/param", Value::Null), ("/v1/messages", "/type", json!("error"))] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{");
+        // The connection is closed as well, or this would not come back.
+        let answer = raw(&address, head.as_bytes()).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 408 ") && head.contains("application/json"), "{head}");
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert!(body["error"]["message"].as_str().unwrap().contains("300ms"), "{body}");
+        assert_eq!(body.pointer(pointer), Some(&kind), "{body}");
+    }
+    // One that ends early, and one whose framing is wrong, have that shape as well.
+    let chunk = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}";
+    let answer = raw(&address, chunk).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"invalid_request_error\""), "{answer}");
+}
+
+/// Writes, waits, and tells what has been answered, and whether the connection is still open.
+fn exchange(socket: &mut TcpStream, bytes: &[u8], wait_ms: u64) -> (String, bool) {
+    let _ = socket.write_all(bytes);
+    std::thread::sleep(Duration::from_millis(wait_ms));
+    socket.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let mut answer = Vec::new();
+    let open = socket.read_to_end(&mut answer).is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    (String::from_utf8(answer).unwrap(), open)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_phase_of_a_connection_has_its_own_time() {
+    let (short, long) = (Duration::from_millis(300), Duration::from_secs(3));
+    let request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+    let slow_head = HttpOptions { head_timeout: long, idle_timeout: short, ..HttpOptions::default() };
+    let slow_idle = HttpOptions { head_timeout: short, idle_timeout: long, ..HttpOptions::default() };
+    for (options, idle_is_long) in [(slow_head, false), (slow_idle, true)] {
+        let (_app, address) = listening_with(options).await;
+        let checks = move || {
+            let connect = || TcpStream::connect(&address).unwrap();
+            assert_eq!(exchange(&mut connect(), b"", 1000).1, idle_is_long, "idle at first");
+            assert_eq!(exchange(&mut connect(), &request[..20], 1000).1, !idle_is_long, "in a head");
+            let mut socket = connect();
+            let (answer, open) = exchange(&mut socket, request, 100);
+            assert!(answer.starts_with("HTTP/1.1 200 ") && open, "{answer}");
+            let (answer, open) = exchange(&mut socket, request, 1000);
+            assert!(answer.starts_with("HTTP/1.1 200 ") && open == idle_is_long, "idle behind a request: {answer}");
+        };
+        tokio::task::spawn_blocking(checks).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -179,6 +179,30 @@ async fn keys_guard_everything_but_health() {
     assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
 }
 
+#[tokio::test]
+async fn a_trace_goes_on_in_the_response() {
+    let (_app, router) = loaded();
+    let ask = |parents: &[&str]| {
+        let request = parents.iter().fold(Request::get("/health"), |request, parent| request.header("traceparent", *parent));
+        router.clone().oneshot(request.body(Body::empty()).unwrap())
+    };
+    let answered = |response: axum::response::Response| response.headers().get("traceparent").map(|v| v.to_str().unwrap().to_owned());
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut spans = Vec::new();
+    for _ in 0..3 {
+        let child = answered(ask(&[parent]).await.unwrap()).unwrap();
+        let (front, back) = (child.strip_prefix(&parent[..36]).unwrap(), "-01");
+        let span = front.strip_suffix(back).unwrap().to_owned();
+        assert!(span.len() == 16 && span.bytes().all(|b| b.is_ascii_hexdigit()) && !parent.contains(&span), "{child}");
+        spans.push(span);
+    }
+    assert!(spans[0] != spans[1] && spans[1] != spans[2], "{spans:?}");
+    for parents in [&[][..], &["x"], &["00-0-0-00"], &[parent, parent]] {
+        let response = ask(parents).await.unwrap();
+        assert_eq!((response.status(), answered(response)), (StatusCode::OK, None), "{parents:?}");
+    }
+}
+
 /// The events of `/v1/kv_events` that come within 300 ms.
 async fn kv_events(body: &mut axum::body::BodyDataStream) -> Vec<(String, Value)> {
     let mut text = String::new();

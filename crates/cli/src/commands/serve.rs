@@ -5,11 +5,11 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
-use ferrum_server::{App, HttpOptions, KeyLimits, Keys, Served, Service, ToolFormat};
+use ferrum_server::{App, KeyLimits, Keys, Served, Service, ToolFormat};
 use tokio::{net::TcpListener, signal, sync::oneshot};
 
 use crate::{
-    args::ServeArgs,
+    args::{LogFormat, ServeArgs},
     interrupt,
     open::{self, Need},
 };
@@ -17,24 +17,16 @@ use crate::{
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Whoever read the log may have gone; that must not end a request.
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
-    if args.log_json {
-        log.json().init()
+    if args.log_format == LogFormat::Json {
+        // The fields of an event are those of its object.
+        log.json().flatten_event(true).init()
     } else {
         log.init()
     }
     // The signals are waited for below; the handler of the other commands would end the program at once.
     let _catch = interrupt::Catch::new();
     let app = Arc::new(App::new(keys(&args)?, Duration::from_secs(args.stuck_after_s)));
-    let options = HttpOptions {
-        max_body_bytes: args.max_body_mib << 20,
-        cors_origins: args
-            .cors_origin
-            .iter()
-            .map(|o| o.parse().with_context(|| format!("--cors-origin {o}")))
-            .collect::<anyhow::Result<_>>()?,
-        drain: Duration::from_secs(args.drain_s),
-        ..HttpOptions::default()
-    };
+    let options = args.http.options()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the I/O threads")?;
     runtime.block_on(async {

@@ -11,4 +11,6 @@ mod measure;
 mod real;
 mod run;
 #[cfg(target_os = "linux")]
+mod serve;
+#[cfg(target_os = "linux")]
 mod terminal;

@@ -1,0 +1,64 @@
+//! What the HTTP side of `ferrum serve` takes, and from whom.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum, value_parser};
+use ferrum_server::HttpOptions;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Web page that may send requests from a browser, e.g. https://example.org; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// Connections at once; more wait to be accepted
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Longest request line with headers, in KiB
+    #[arg(long, value_name = "KIB", default_value_t = 64, value_parser = value_parser!(u32).range(8..=1024))]
+    pub max_head_kib: u32,
+    /// Largest request body in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = value_parser!(u32).range(1..=4096))]
+    pub max_body_mib: u32,
+    /// Seconds that a request line with headers may take to come
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
+    pub head_timeout_s: u32,
+    /// Seconds that a request's body may take to come
+    #[arg(long, value_name = "S", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    pub body_timeout_s: u32,
+    /// Seconds that a connection is kept in front of its next request
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
+    pub idle_timeout_s: u32,
+    /// Seconds that running requests get to end after SIGTERM
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    pub drain_s: u32,
+}
+
+impl HttpArgs {
+    /// # Errors
+    /// When an origin is none.
+    pub fn options(&self) -> anyhow::Result<HttpOptions> {
+        let origins = self.cors_origin.iter().map(|o| o.parse().with_context(|| format!("--cors-origin {o}")));
+        let seconds = |s: u32| Duration::from_secs(s.into());
+        Ok(HttpOptions {
+            max_body_bytes: (self.max_body_mib as usize) << 20,
+            max_head_bytes: (self.max_head_kib as usize) << 10,
+            max_connections: self.max_connections,
+            cors_origins: origins.collect::<anyhow::Result<_>>()?,
+            drain: seconds(self.drain_s),
+            head_timeout: seconds(self.head_timeout_s),
+            body_timeout: seconds(self.body_timeout_s),
+            idle_timeout: seconds(self.idle_timeout_s),
+        })
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
+}
