@@ -69,17 +69,37 @@ pub(super) fn one_hot(n: usize) -> *const i8 {
     ONE_HOT[31 - n % BLOCK..].as_ptr()
 }
 
+/// Tokens that meet a tile at a time.
+pub(super) const GROUP: usize = 4;
+
+/// 32 columns of `T` tokens side by side, so that a tile reads the activations of a group from one place to the next. Tokens
+/// that meet panels as dot products lie on their own, with `T` = 1.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Block<const T: usize> {
+    /// Of eight steps of four columns
+    pub codes: [[[i8; 4]; T]; 8],
+    /// `d`
+    pub scales: [f32; T],
+    /// `d · Σ q`, for minimums
+    pub sums: [f32; T],
+    /// The same over each half
+    pub half_sums: [[f32; T]; 2],
+    /// 32 · Σ q over columns 0 and 1, and over 2 and 3, of the four steps of each half: what codes centred on 32 have too much
+    /// in the two 16-bit lanes of a row
+    pub centres: [[[i16; 2]; T]; 2],
+}
+
+impl<const T: usize> Block<T> {
+    const ZERO: Self =
+        Self { codes: [[[0; 4]; T]; 8], scales: [0.0; T], sums: [0.0; T], half_sums: [[0.0; T]; 2], centres: [[[0; 2]; T]; 2] };
+}
+
 /// Quantised rows, made anew for every `linear`.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
-    /// `[tokens, cols]`
-    codes: Vec<i8>,
-    /// `[tokens, blocks]`: `d`
-    scales: Vec<f32>,
-    /// `[tokens, blocks]`: `d · Σ q` over the block, for minimums and centres
-    sums: Vec<f32>,
-    /// `[tokens, 2 · blocks]`: the same over each half of a block
-    half_sums: Vec<f32>,
+    /// `[groups, blocks]`, or as many bytes of `[tokens, blocks]`
+    blocks: Vec<Block<GROUP>>,
     /// `[tokens]`
     outliers: Vec<Outliers>,
 }
@@ -87,18 +107,14 @@ pub(super) struct Activations {
 impl Activations {
     /// What [`Activations::reserve`] takes.
     pub fn bytes(tokens: usize, cols: usize) -> usize {
-        let block = BLOCK + 4 * size_of::<f32>();
-        tokens * (cols.div_ceil(BLOCK) * block + size_of::<Outliers>())
+        tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK) * size_of::<Block<GROUP>>() + tokens * size_of::<Outliers>()
     }
 
     /// Makes room for `tokens` rows of `cols`, so that later calls with no more allocate nothing.
     pub fn reserve(&mut self, tokens: usize, cols: usize) {
-        let blocks = tokens * cols.div_ceil(BLOCK);
-        if self.scales.len() < blocks {
-            self.codes.resize(blocks * BLOCK, 0);
-            self.scales.resize(blocks, 0.0);
-            self.sums.resize(blocks, 0.0);
-            self.half_sums.resize(2 * blocks, 0.0);
+        let blocks = tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK);
+        if self.blocks.len() < blocks {
+            self.blocks.resize(blocks, Block::ZERO);
         }
         if self.outliers.len() < tokens {
             self.outliers.resize(tokens, Outliers::default());
@@ -111,26 +127,17 @@ impl Activations {
     /// When `reserve` made less room than `tokens` rows.
     pub fn rows(&mut self, tokens: usize, cols: usize) -> ActivationRows {
         let blocks = cols / BLOCK;
-        assert!(tokens * blocks <= self.scales.len() && tokens <= self.outliers.len(), "reserve comes first");
-        ActivationRows {
-            codes: self.codes.as_mut_ptr(),
-            scales: self.scales.as_mut_ptr(),
-            sums: self.sums.as_mut_ptr(),
-            half_sums: self.half_sums.as_mut_ptr(),
-            outliers: self.outliers.as_mut_ptr(),
-            blocks,
-        }
+        assert!(tokens.div_ceil(GROUP) * blocks <= self.blocks.len() && tokens <= self.outliers.len(), "reserve comes first");
+        ActivationRows { start: self.blocks.as_mut_ptr().cast(), outliers: self.outliers.as_mut_ptr(), blocks }
     }
 }
 
-/// Pointers to the first row; row `t` starts `t · blocks` scales later, and so on.
+/// Pointers to the first of rows that all lie in groups or all on their own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationRows {
-    pub codes: *mut i8,
-    pub scales: *mut f32,
-    pub sums: *mut f32,
-    pub half_sums: *mut f32,
+    start: *mut Block<1>,
     pub outliers: *mut Outliers,
+    /// Of a row
     pub blocks: usize,
 }
 
@@ -140,37 +147,28 @@ unsafe impl Send for ActivationRows {}
 unsafe impl Sync for ActivationRows {}
 
 impl ActivationRows {
-    /// The rows from `token` on.
+    /// The first block of the group that `token` begins; with `T` = 1, of the token.
     ///
     /// # Safety
-    /// `token` is below the count given to [`Activations::rows`].
+    /// `token` is below the count given to [`Activations::rows`], and a multiple of `T`.
     #[inline(always)]
-    pub unsafe fn from(&self, token: usize) -> Self {
-        let blocks = token * self.blocks;
-        // SAFETY: within what `reserve` made, as promised.
-        unsafe {
-            Self {
-                codes: self.codes.add(blocks * BLOCK),
-                scales: self.scales.add(blocks),
-                sums: self.sums.add(blocks),
-                half_sums: self.half_sums.add(2 * blocks),
-                outliers: self.outliers.add(token),
-                blocks: self.blocks,
-            }
-        }
+    pub unsafe fn group<const T: usize>(&self, token: usize) -> *mut Block<T> {
+        // SAFETY: a block of `T` tokens is as large as `T` blocks of one, and `reserve` made room for whole groups.
+        unsafe { self.start.add(token * self.blocks).cast() }
     }
 }
 
-/// Quantises `tokens`; `row` gives the elements of one.
+/// Quantises `tokens` into groups of `T`; `row` gives the elements of one.
 ///
 /// # Safety
 /// The processor has AVX2; each row has `rows.blocks` whole blocks; nobody else uses these rows of `rows`.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, row: impl Fn(usize) -> *const f32) {
+pub(super) unsafe fn quantize_avx2<const T: usize>(rows: &ActivationRows, tokens: Range<usize>, row: impl Fn(usize) -> *const f32) {
     for token in tokens {
         // SAFETY: promised by the caller.
         unsafe {
-            let (x, to) = (row(token), rows.from(token));
+            let (x, t) = (row(token), token % T);
+            let to = rows.group::<T>(token - t);
             let (threshold, mut outliers) = (OUTLIER * mean_magnitude(x, rows.blocks), Outliers::default());
             for column in (0..rows.blocks * BLOCK).step_by(8) {
                 let mut found = _mm256_movemask_ps(above(_mm256_loadu_ps(x.add(column)), threshold));
@@ -181,7 +179,7 @@ pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, 
                 }
             }
             let mut rest = outliers.iter().peekable();
-            *to.outliers = outliers;
+            *rows.outliers.add(token) = outliers;
             for block in 0..rows.blocks {
                 let mut v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)));
                 while let Some((column, _)) = rest.next_if(|o| o.0 / BLOCK == block) {
@@ -199,19 +197,29 @@ pub(super) unsafe fn quantize_avx2(rows: &ActivationRows, tokens: Range<usize>, 
                 // A block of zeros, or of numbers too small to have an inverse, is all zeros.
                 let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
                 let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
-                let halves = [_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])].map(|h| {
-                    let h = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-                    let h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0b01_00_11_10));
-                    _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0b10_11_00_01)))
-                });
                 // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
                 let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
                 let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-                _mm256_storeu_si256(to.codes.add(block * BLOCK).cast(), bytes);
-                *to.scales.add(block) = d;
-                *to.half_sums.add(2 * block) = d * halves[0] as f32;
-                *to.half_sums.add(2 * block + 1) = d * halves[1] as f32;
-                *to.sums.add(block) = d * (halves[0] + halves[1]) as f32;
+                // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
+                let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+                let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+                let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+                let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                let pairs = _mm256_slli_epi16::<5>(pairs);
+                let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
+                let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
+                let mut codes = [[0i8; 4]; 8];
+                _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes);
+                let to = &mut *to.add(block);
+                for (to, codes) in to.codes.iter_mut().zip(codes) {
+                    to[t] = codes;
+                }
+                to.scales[t] = d;
+                to.sums[t] = d * (halves[0] + halves[1]) as f32;
+                for h in 0..2 {
+                    to.half_sums[h][t] = d * halves[h] as f32;
+                    to.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
+                }
             }
         }
     }
@@ -248,7 +256,6 @@ mod tests {
     fn the_plan_counts_what_is_reserved() {
         let mut a = Activations::default();
         a.reserve(7, 96);
-        let floats = a.scales.len() + a.sums.len() + a.half_sums.len();
-        assert_eq!(Activations::bytes(7, 96), a.codes.len() + 4 * floats + size_of_val(&a.outliers[..]));
+        assert_eq!(Activations::bytes(7, 96), size_of_val(&a.blocks[..]) + size_of_val(&a.outliers[..]));
     }
 }

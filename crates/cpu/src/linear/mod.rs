@@ -235,10 +235,16 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
 #[cfg(target_arch = "x86_64")]
 fn quantize(pool: &Pool, activations: &mut activations::Activations, x: storage::Rows<f32>) -> activations::ActivationRows {
     let rows = activations.rows(x.shape[0], x.shape[1]);
-    pool.chunks(x.shape[0], 4, &|_, tokens| {
+    pool.chunks(x.shape[0], activations::GROUP, &|_, tokens| {
         // SAFETY: every level with integer kernels includes AVX2 and FMA; packed weights have whole blocks of columns, and
-        // `x` as many; each token belongs to one chunk.
-        unsafe { activations::quantize_avx2(&rows, tokens, |token| x.at([token, 0])) };
+        // `x` as many; each group of tokens belongs to one chunk.
+        unsafe {
+            if x.shape[0] < x86::TILED_TOKENS {
+                activations::quantize_avx2::<1>(&rows, tokens, |token| x.at([token, 0]));
+            } else {
+                activations::quantize_avx2::<{ activations::GROUP }>(&rows, tokens, |token| x.at([token, 0]));
+            }
+        }
     });
     rows
 }

@@ -13,7 +13,8 @@ use ferrum_kernels::{DType, quant};
 use super::{
     super::Job,
     lanes::Lanes,
-    tile::{Place, TILE_BLOCKS, Tile, VECS, begin, end},
+    product::VECS,
+    tile::{Place, TILE_BLOCKS, Tile, begin, end},
 };
 
 /// Columns of a tile: as many as the integer kernels have, so that both cut rows at the same places.
@@ -280,7 +281,7 @@ pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: &Tile) {
 
 #[inline(always)]
 unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &Tile, token: usize) -> usize {
-    let place = Place { first: at.first_row, count: at.rows, block: at.first, blocks: 0 };
+    let place = Place { first: at.first_row, count: at.rows, block: at.first, blocks: 0, token: 0, tokens: job.x.shape[0] };
     let mut x = [std::ptr::null::<f32>(); T];
     for t in 0..T {
         x[t] = job.x.at([token + t, at.first]);

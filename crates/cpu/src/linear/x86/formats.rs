@@ -4,9 +4,17 @@
 //! All come out as `x = scale · code + min` with `code` an unsigned byte, `scale` and `min` per 32 or 16 elements; a type
 //! centred on `c` has `min = −c · scale`. Types whose codes use all eight bits come out as signed bytes without a minimum.
 
+use std::{arch::x86_64::__m256i, marker::PhantomData};
+
 use ferrum_kernels::{DType, quant::IQ4_VALUES};
 
-use super::{super::panels::Shape, lanes::Lanes};
+use super::{
+    super::panels::Shape,
+    lanes::{Eight, Lanes, WideLanes},
+    narrow::{Halves, Plain, Signed},
+    product::Product,
+    wide::Wide,
+};
 
 /// One block type. A block has `GROUPS` groups of 32 elements, a group eight steps of four.
 ///
@@ -15,18 +23,18 @@ use super::{super::panels::Shape, lanes::Lanes};
 /// rows; `group` is below `GROUPS`, `step` below 8, `sub` below the number of sub-blocks.
 pub(super) trait Format {
     const SHAPE: Shape;
+    /// How codes are multiplied with AVX2
+    type Narrow: Product<L = Eight>;
+    /// How codes are multiplied where products of any unsigned byte are possible
+    type Wide<L: WideLanes>: Product<L = L>;
     /// 1 or 8
     const GROUPS: usize = 8;
-    /// Scales belong to 16 elements instead of 32; only with 8 groups
-    const HALVES: bool = false;
     /// `codes` gives signed bytes
     const SIGNED: bool = false;
     /// `c`, for types without minimums of their own
     const CENTRE: Option<f32> = None;
     /// Blocks have minimums
     const OWN_MINS: bool = Self::CENTRE.is_none() && !Self::SIGNED;
-    /// The largest code; with `SIGNED`, the largest magnitude
-    const MAX_CODE: i32;
 
     /// Bytes `4 · step..4 · step + 4` of the group's codes.
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I;
@@ -35,6 +43,12 @@ pub(super) trait Format {
     #[inline(always)]
     unsafe fn scale<L: Lanes>(bytes: *const u8, sub: usize) -> L::F {
         L::load_u8(bytes.add(sub * L::N))
+    }
+
+    /// [`Format::scale`] as 16-bit numbers, twice per row; only with [`Halves`].
+    #[inline(always)]
+    unsafe fn whole_scale(bytes: *const u8, sub: usize) -> __m256i {
+        Eight::load_i8_twice(bytes.add(sub * Eight::N))
     }
 
     /// Minimum of a sub-block, to be multiplied with the second f16 number and subtracted; only with 8 groups.
@@ -58,10 +72,11 @@ pub(super) struct Iq4Nl;
 pub(super) struct Iq4Xs;
 
 impl Format for Q4_0 {
+    type Narrow = Plain<8>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q4_0);
     const GROUPS: usize = 1;
     const CENTRE: Option<f32> = Some(8.0);
-    const MAX_CODE: i32 = 15;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, _: usize, step: usize) -> L::I {
@@ -70,9 +85,10 @@ impl Format for Q4_0 {
 }
 
 impl Format for Q4_1 {
+    type Narrow = Plain<8>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q4_1);
     const GROUPS: usize = 1;
-    const MAX_CODE: i32 = 15;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -81,10 +97,11 @@ impl Format for Q4_1 {
 }
 
 impl Format for Q5_0 {
+    type Narrow = Plain<4>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q5_0);
     const GROUPS: usize = 1;
     const CENTRE: Option<f32> = Some(16.0);
-    const MAX_CODE: i32 = 31;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -94,9 +111,10 @@ impl Format for Q5_0 {
 }
 
 impl Format for Q5_1 {
+    type Narrow = Plain<4>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q5_1);
     const GROUPS: usize = 1;
-    const MAX_CODE: i32 = 31;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -105,10 +123,11 @@ impl Format for Q5_1 {
 }
 
 impl Format for Q8_0 {
+    type Narrow = Signed;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q8_0);
     const GROUPS: usize = 1;
     const SIGNED: bool = true;
-    const MAX_CODE: i32 = 128;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, _: usize, step: usize) -> L::I {
@@ -117,10 +136,11 @@ impl Format for Q8_0 {
 }
 
 impl Format for Iq4Nl {
+    type Narrow = Signed;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::IQ4_NL);
     const GROUPS: usize = 1;
     const SIGNED: bool = true;
-    const MAX_CODE: i32 = 127;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -129,9 +149,10 @@ impl Format for Iq4Nl {
 }
 
 impl Format for Iq4Xs {
+    type Narrow = Signed;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::IQ4_XS);
     const SIGNED: bool = true;
-    const MAX_CODE: i32 = 127;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -145,8 +166,9 @@ impl Format for Iq4Xs {
 }
 
 impl Format for Q4K {
+    type Narrow = Plain<8>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q4_K);
-    const MAX_CODE: i32 = 15;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -155,8 +177,9 @@ impl Format for Q4K {
 }
 
 impl Format for Q5K {
+    type Narrow = Plain<4>;
+    type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q5_K);
-    const MAX_CODE: i32 = 31;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -166,10 +189,10 @@ impl Format for Q5K {
 }
 
 impl Format for Q6K {
+    type Narrow = Halves<true>;
+    type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q6_K);
-    const HALVES: bool = true;
     const CENTRE: Option<f32> = Some(32.0);
-    const MAX_CODE: i32 = 63;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -185,10 +208,10 @@ impl Format for Q6K {
 }
 
 impl Format for Q3K {
+    type Narrow = Halves<true>;
+    type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q3_K);
-    const HALVES: bool = true;
     const CENTRE: Option<f32> = Some(4.0);
-    const MAX_CODE: i32 = 7;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -203,9 +226,9 @@ impl Format for Q3K {
 }
 
 impl Format for Q2K {
+    type Narrow = Halves<false>;
+    type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q2_K);
-    const HALVES: bool = true;
-    const MAX_CODE: i32 = 3;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -218,8 +241,70 @@ impl Format for Q2K {
     }
 
     #[inline(always)]
+    unsafe fn whole_scale(bytes: *const u8, sub: usize) -> __m256i {
+        Eight::load_low_nibbles_twice(bytes.add(sub * Eight::N))
+    }
+
+    #[inline(always)]
     unsafe fn min<L: Lanes>(bytes: *const u8, sub: usize) -> L::F {
         L::load_high_nibbles(bytes.add(sub * L::N))
+    }
+}
+
+/// What the minimum of a block or sub-block is to be multiplied with, or, in types without one, its scale.
+const fn min_factor<F: Format>() -> f32 {
+    match F::CENTRE {
+        Some(centre) => -centre,
+        None if F::SIGNED => -128.0,
+        None if F::GROUPS == 1 => 1.0,
+        None => -1.0,
+    }
+}
+
+/// One block of a panel.
+pub(super) struct Packed<L> {
+    start: *const u8,
+    pub bytes: *const u8,
+    pub words: *const u8,
+    lanes: PhantomData<L>,
+}
+
+impl<L: Lanes> Packed<L> {
+    /// # Safety
+    /// The panel has the block.
+    #[inline(always)]
+    pub unsafe fn new<F: Format>(panel: *const u8, block: usize) -> Self {
+        let start = panel.add(block * F::SHAPE.block_bytes() * L::N);
+        let (bytes, words) = F::SHAPE.offsets(L::N);
+        Self { start, bytes: start.add(bytes), words: start.add(words), lanes: PhantomData }
+    }
+
+    /// The `n`-th f16 number of each row.
+    #[inline(always)]
+    pub unsafe fn half(&self, n: usize) -> L::F {
+        L::load_f16(self.start.add(2 * n * L::N))
+    }
+
+    /// What the scales and the minimums of sub-blocks are to be multiplied with.
+    #[inline(always)]
+    pub unsafe fn factors<F: Format>(&self) -> (L::F, L::F) {
+        let (d, factor) = (self.half(0), L::broadcast_f(&min_factor::<F>()));
+        (d, L::mul(if F::OWN_MINS { self.half(1) } else { d }, factor))
+    }
+
+    /// Scale and minimum of a sub-block: of a block, in types without sub-blocks.
+    #[inline(always)]
+    pub unsafe fn scaled<F: Format>(&self, (d, m): (L::F, L::F), sub: usize) -> (L::F, L::F) {
+        if F::GROUPS == 1 {
+            return (d, m);
+        }
+        let by = F::scale::<L>(self.bytes, sub);
+        (L::mul(d, by), L::mul(m, if F::OWN_MINS { F::min::<L>(self.bytes, sub) } else { by }))
+    }
+
+    /// The block's first byte
+    pub fn start(&self) -> *const u8 {
+        self.start
     }
 }
 

@@ -15,24 +15,11 @@ pub(super) trait Lanes {
     type I: Copy;
     /// Lanes of a vector
     const N: usize;
-    /// `dot` takes any u8; otherwise only `pairs` and `join` are used, on codes that fit
-    const WIDE: bool;
 
     unsafe fn zero() -> Self::I;
     unsafe fn load(at: *const u8) -> Self::I;
     unsafe fn store(at: *mut u8, v: Self::I);
     unsafe fn broadcast(at: *const i8) -> Self::I;
-    /// Per lane: `acc + Σ u · a` over four bytes
-    unsafe fn dot(acc: Self::I, u: Self::I, a: Self::I) -> Self::I;
-    /// Per 16 bits: `Σ u · a` over two bytes
-    unsafe fn pairs(u: Self::I, a: Self::I) -> Self::I;
-    unsafe fn add_16(a: Self::I, b: Self::I) -> Self::I;
-    /// `acc` plus the sums of two neighbouring 16-bit numbers
-    unsafe fn join(acc: Self::I, pairs: Self::I) -> Self::I;
-    /// Magnitudes of signed bytes
-    unsafe fn magnitude(v: Self::I) -> Self::I;
-    /// `a`, negated where the byte of `by` is negative, zero where it is zero
-    unsafe fn with_sign(a: Self::I, by: Self::I) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
     /// Four copies of a byte in every lane
     unsafe fn splat(byte: i8) -> Self::I;
@@ -64,6 +51,15 @@ pub(super) trait Lanes {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 }
 
+/// A level whose products of bytes add up in 32 bits.
+///
+/// # Safety
+/// As [`Lanes`].
+pub(super) trait WideLanes: Lanes {
+    /// Per lane: `acc + Σ u · a` over four bytes
+    unsafe fn dot(acc: Self::I, u: Self::I, a: Self::I) -> Self::I;
+}
+
 /// Eight rows, AVX2
 pub(super) struct Eight;
 /// Eight rows, AVX-VNNI
@@ -72,12 +68,11 @@ pub(super) struct EightVnni;
 pub(super) struct Sixteen;
 
 macro_rules! eight {
-    ($name:ty, wide: $wide:expr, dot: $dot:expr) => {
+    ($name:ty) => {
         impl Lanes for $name {
             type F = __m256;
             type I = __m256i;
             const N: usize = 8;
-            const WIDE: bool = $wide;
 
             #[inline(always)]
             unsafe fn zero() -> __m256i {
@@ -94,30 +89,6 @@ macro_rules! eight {
             #[inline(always)]
             unsafe fn broadcast(at: *const i8) -> __m256i {
                 _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
-            }
-            #[inline(always)]
-            unsafe fn dot(acc: __m256i, u: __m256i, a: __m256i) -> __m256i {
-                $dot(acc, u, a)
-            }
-            #[inline(always)]
-            unsafe fn pairs(u: __m256i, a: __m256i) -> __m256i {
-                _mm256_maddubs_epi16(u, a)
-            }
-            #[inline(always)]
-            unsafe fn add_16(a: __m256i, b: __m256i) -> __m256i {
-                _mm256_add_epi16(a, b)
-            }
-            #[inline(always)]
-            unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            }
-            #[inline(always)]
-            unsafe fn magnitude(v: __m256i) -> __m256i {
-                _mm256_abs_epi8(v)
-            }
-            #[inline(always)]
-            unsafe fn with_sign(a: __m256i, by: __m256i) -> __m256i {
-                _mm256_sign_epi8(a, by)
             }
             #[inline(always)]
             unsafe fn to_f(v: __m256i) -> __m256 {
@@ -199,14 +170,50 @@ macro_rules! eight {
     };
 }
 
-eight!(Eight, wide: false, dot: |acc, u, a| <Self as Lanes>::join(acc, <Self as Lanes>::pairs(u, a)));
-eight!(EightVnni, wide: true, dot: |acc, u, a| _mm256_dpbusd_avx_epi32(acc, u, a));
+eight!(Eight);
+eight!(EightVnni);
+
+impl Eight {
+    /// Eight signed bytes as 16-bit numbers, each twice: both halves of a row's lane.
+    #[inline(always)]
+    pub unsafe fn load_i8_twice(at: *const u8) -> __m256i {
+        Self::high_bytes(_mm_loadl_epi64(at.cast()))
+    }
+
+    /// The low halves of eight bytes as 16-bit numbers, each twice.
+    #[inline(always)]
+    pub unsafe fn load_low_nibbles_twice(at: *const u8) -> __m256i {
+        Self::high_bytes(_mm_and_si128(_mm_loadl_epi64(at.cast()), _mm_set1_epi8(15)))
+    }
+
+    /// Each byte becomes the high one of two numbers of 16 bits, which are then shifted down.
+    #[inline(always)]
+    unsafe fn high_bytes(bytes: __m128i) -> __m256i {
+        let to = _mm256_setr_epi8(
+            -1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7,
+        );
+        _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), to))
+    }
+}
+
+impl WideLanes for EightVnni {
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, u: __m256i, a: __m256i) -> __m256i {
+        _mm256_dpbusd_avx_epi32(acc, u, a)
+    }
+}
+
+impl WideLanes for Sixteen {
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, u: __m512i, a: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(acc, u, a)
+    }
+}
 
 impl Lanes for Sixteen {
     type F = __m512;
     type I = __m512i;
     const N: usize = 16;
-    const WIDE: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> __m512i {
@@ -223,32 +230,6 @@ impl Lanes for Sixteen {
     #[inline(always)]
     unsafe fn broadcast(at: *const i8) -> __m512i {
         _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: __m512i, u: __m512i, a: __m512i) -> __m512i {
-        _mm512_dpbusd_epi32(acc, u, a)
-    }
-    #[inline(always)]
-    unsafe fn pairs(u: __m512i, a: __m512i) -> __m512i {
-        _mm512_maddubs_epi16(u, a)
-    }
-    #[inline(always)]
-    unsafe fn add_16(a: __m512i, b: __m512i) -> __m512i {
-        _mm512_add_epi16(a, b)
-    }
-    #[inline(always)]
-    unsafe fn join(acc: __m512i, pairs: __m512i) -> __m512i {
-        _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
-    }
-    #[inline(always)]
-    unsafe fn magnitude(v: __m512i) -> __m512i {
-        _mm512_abs_epi8(v)
-    }
-    #[inline(always)]
-    unsafe fn with_sign(a: __m512i, by: __m512i) -> __m512i {
-        let negative = _mm512_movepi8_mask(by);
-        let zero = _mm512_setzero_si512();
-        _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(by, by), _mm512_mask_sub_epi8(a, negative, zero, a))
     }
     #[inline(always)]
     unsafe fn to_f(v: __m512i) -> __m512 {

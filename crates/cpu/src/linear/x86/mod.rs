@@ -10,7 +10,10 @@ mod dot;
 mod float;
 mod formats;
 mod lanes;
+mod narrow;
+mod product;
 mod tile;
+mod wide;
 
 use std::ops::Range;
 
@@ -20,7 +23,8 @@ use self::{
     float::{Columns, FloatKernels, Floats},
     formats::{Format, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
     lanes::{Eight, EightVnni, Lanes, Sixteen},
-    tile::{Place, TileKernels, batch, tile_rows},
+    product::{Product, VECS},
+    tile::{Place, TileKernels},
 };
 use super::{CpuWeight, Job, Part, Rows, activations::ActivationRows, panels::Panels};
 use crate::{features::Simd, pool::Pool};
@@ -28,7 +32,7 @@ use crate::{features::Simd, pool::Pool};
 pub(super) use self::tile::Tile;
 
 /// From this many tokens on, unpacking a tile costs less than unpacking rows for every four tokens.
-const TILED_TOKENS: usize = 5;
+pub(super) const TILED_TOKENS: usize = 5;
 
 /// Rows of a panel, whose kernels this level has.
 pub(super) fn lanes(simd: Simd) -> usize {
@@ -45,7 +49,7 @@ pub(super) fn run<'a>(
     weight: &'a CpuWeight,
     job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
 ) {
-    let by_dots = |part: &Part| part.dtype.is_float() || matches!(part.data, Rows::Panels(_));
+    let by_dots = |part: &Part| part.rows == 0 || part.dtype.is_float() || matches!(part.data, Rows::Panels(_));
     if weight.parts.iter().all(by_dots) && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
         // One launch for all parts, in chunks small enough to share out evenly and large enough to stream.
         let lanes = lanes(simd);
@@ -78,12 +82,12 @@ pub(super) fn run<'a>(
             let kernels = Kernels::of(simd, part.dtype).tile;
             // SAFETY: as above; each worker has its own tile.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
-                tile::chunk(kernels, &job, panels, acts, range, &mut *memory.of(worker));
+                tile::chunk(kernels, &job, panels, acts, range, memory.of(worker));
             });
         } else {
             let kernels = match simd {
-                Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: tile_rows::<Sixteen>() },
-                _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: tile_rows::<Eight>() },
+                Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: VECS * Sixteen::N },
+                _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: VECS * Eight::N },
             };
             // SAFETY: as above.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
@@ -139,78 +143,75 @@ impl Kernels {
     }
 
     fn level<F: Format>(simd: Simd) -> Self {
-        let (dot, unpack, tokens, rows): (Dot, Unpack, Tokens, usize) = match simd {
-            Simd::Avx2 => {
-                let tokens: Tokens = match (F::HALVES, batch::<F>()) {
-                    (true, 4) => tokens_avx2::<2, 4>,
-                    (true, _) => tokens_avx2::<2, 2>,
-                    (false, 8) => tokens_avx2::<1, 8>,
-                    (false, 4) => tokens_avx2::<1, 4>,
-                    _ => tokens_avx2::<1, 0>,
-                };
-                (dot_avx2::<F>, unpack_avx2::<F>, tokens, tile_rows::<Eight>())
-            }
-            Simd::AvxVnni => {
-                let tokens: Tokens = if F::HALVES { tokens_avxvnni::<2> } else { tokens_avxvnni::<1> };
-                (dot_avxvnni::<F>, unpack_avxvnni::<F>, tokens, tile_rows::<EightVnni>())
-            }
-            Simd::Avx512 => {
-                let tokens: Tokens = if F::HALVES { tokens_avx512::<2> } else { tokens_avx512::<1> };
-                (dot_avx512::<F>, unpack_avx512::<F>, tokens, tile_rows::<Sixteen>())
-            }
+        match simd {
+            Simd::Avx2 => Self::avx2::<F::Narrow, F>(),
+            Simd::AvxVnni => Self::avxvnni::<F::Wide<EightVnni>, F>(),
+            Simd::Avx512 => Self::avx512::<F::Wide<Sixteen>, F>(),
             Simd::Portable => unreachable!("`has_int8` keeps this level in F32"),
-        };
-        Self { dot, tile: TileKernels { unpack, tokens, rows } }
+        }
+    }
+
+    fn avx2<P: Product, F: Format>() -> Self {
+        let tile = TileKernels { unpack: unpack_avx2::<P, F>, tokens: tokens_avx2::<P>, rows: P::TILE_VECS * P::L::N };
+        Self { dot: dot_avx2::<P, F>, tile }
+    }
+
+    fn avxvnni<P: Product, F: Format>() -> Self {
+        let tile = TileKernels { unpack: unpack_avxvnni::<P, F>, tokens: tokens_avxvnni::<P>, rows: P::TILE_VECS * P::L::N };
+        Self { dot: dot_avxvnni::<P, F>, tile }
+    }
+
+    fn avx512<P: Product, F: Format>() -> Self {
+        let tile = TileKernels { unpack: unpack_avx512::<P, F>, tokens: tokens_avx512::<P>, rows: P::TILE_VECS * P::L::N };
+        Self { dot: dot_avx512::<P, F>, tile }
     }
 }
 
 type Dot = unsafe fn(&Job, &Panels, &ActivationRows, Range<usize>);
-type Unpack = unsafe fn(&Panels, Place, &mut Tile);
-type Tokens = unsafe fn(&Job, &ActivationRows, &Tile, Place);
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_avx2<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<Eight, F>(job, panels, acts, rows)
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn dot_avxvnni<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<EightVnni, F>(job, panels, acts, rows)
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn dot_avx512<F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<Sixteen, F>(job, panels, acts, rows)
+unsafe fn dot_avx2<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<P, F>(job, panels, acts, rows)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_avx2<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
-    tile::unpack::<Eight, F>(panels, at, tile)
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn unpack_avxvnni<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
-    tile::unpack::<EightVnni, F>(panels, at, tile)
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn unpack_avx512<F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
-    tile::unpack::<Sixteen, F>(panels, at, tile)
+unsafe fn unpack_avx2<P: Product, F: Format>(panels: &Panels, at: Place, tile: *mut Tile) {
+    tile::unpack::<P, F>(panels, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tokens_avx2<const HALVES: usize, const BATCH: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
-    tile::tokens::<Eight, HALVES, BATCH>(job, acts, tile, at)
+unsafe fn tokens_avx2<P: Product>(job: &Job, acts: &ActivationRows, at: Place, tile: *mut Tile) {
+    tile::tokens::<P>(job, acts, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn tokens_avxvnni<const HALVES: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
-    tile::tokens::<EightVnni, HALVES, 2>(job, acts, tile, at)
+unsafe fn dot_avxvnni<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<P, F>(job, panels, acts, rows)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn unpack_avxvnni<P: Product, F: Format>(panels: &Panels, at: Place, tile: *mut Tile) {
+    tile::unpack::<P, F>(panels, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn tokens_avxvnni<P: Product>(job: &Job, acts: &ActivationRows, at: Place, tile: *mut Tile) {
+    tile::tokens::<P>(job, acts, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tokens_avx512<const HALVES: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
-    tile::tokens::<Sixteen, HALVES, 2>(job, acts, tile, at)
+unsafe fn dot_avx512<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+    dot::chunk::<P, F>(job, panels, acts, rows)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn unpack_avx512<P: Product, F: Format>(panels: &Panels, at: Place, tile: *mut Tile) {
+    tile::unpack::<P, F>(panels, at, tile)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tokens_avx512<P: Product>(job: &Job, acts: &ActivationRows, at: Place, tile: *mut Tile) {
+    tile::tokens::<P>(job, acts, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,57 +1,62 @@
 //! `linear` for many tokens: tiles of rows are unpacked once and meet every token.
 //!
-//! A tile is two panels of `N` rows by up to [`TILE_BLOCKS`] blocks of 32 columns, its codes spread out to bytes: lane `r`
-//! of the `k`-th vector holds codes `4k..4k + 4` of row `r`. It stays in the L1 cache while all tokens pass by, `T`
-//! at a time with their sums in registers. Per block of 32: 8 dot-product steps in integers, then
-//! `acc += sum · d · scale; acc += (d · Σ q) · min`, both exact enough in F32. Bound by the multipliers.
+//! A tile is 32 rows by up to [`TILE_BLOCKS`] blocks of 32 columns, its codes spread out to bytes: lane `r` of a vector holds
+//! the codes of four columns of row `r`. It stays in the L1 cache while all tokens pass by, [`GROUP`] at a time; two vectors
+//! of rows meet a group with their integer sums in registers, block by block, and `sum += dots · d · scale + (d · Σ q) · min`
+//! in memory, which stays in the cache as well. The activations of the next group are fetched meanwhile, as those of all
+//! tokens are more than the L2 cache holds. Bound by the multipliers.
 //!
 //! Measured with `examples/linear_speed` on one thread of an Intel Xeon with AVX-512 VNNI, [2048, 4096] by 512 tokens, GOP/s,
-//! other programs at work beside, 2026-11-25: AVX-512 level Q4_1 384, Q5_0 378, Q8_0 381, Q4_K 362, Q6_K 271; AVX2 level 163,
-//! 160, 118, 157, 142. Lost: closures in the unpacking (`array::map`), which the compiler left as calls without the
-//! instruction set: 5 times slower.
+//! other programs at work beside, 2026-11-25: AVX2 level Q4_1 194, Q5_0 178, Q4_K 202, Q5_K 188, Q6_K 177, Q3_K 173,
+//! Q2_K 165; AVX-512 level Q4_K 339, Q8_0 370, Q6_K 266.
+//! Lost: closures in the unpacking (`array::map`), which the compiler left as calls without the instruction set, 5 times slower;
+//! three tokens at a time with all sums in registers, which the compiler spilled, AVX2 Q4_K 150, Q6_K 125, Q8_0 118;
+//! two tokens by two vectors, or four by one, 10 % slower; steps that finish the block before in passing, 3 % faster in one kernel
+//! and slower in others; without fetching ahead, 5 % at 4,096 columns, two thirds at 16,384.
 
-use std::ops::Range;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{
     super::{
-        Job,
-        activations::{ActivationRows, one_hot},
+        Job, MAX_TOKENS,
+        activations::{ActivationRows, Block, GROUP},
         panels::Panels,
     },
-    dot::{Packed, has_mins, unsigned},
-    formats::Format,
+    formats::{Format, Packed},
     lanes::Lanes,
+    product::{Product, VECS},
 };
 
 /// Blocks of 32 columns in a tile: 32 rows of them take 16 KiB.
 pub(super) const TILE_BLOCKS: usize = 16;
-/// Vectors of rows in a tile.
-pub(super) const VECS: usize = 2;
+/// The most rows of a tile.
+pub(super) const ROWS: usize = 32;
 
-/// Rows of a tile.
-pub(super) const fn tile_rows<L: Lanes>() -> usize {
-    VECS * L::N
-}
-
-/// Memory of one worker for a tile.
+/// Memory of one worker for a tile. Functions that give pointers to one vector take the block, the step or half, and the vector.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Tile {
-    /// `[VECS, blocks, 8, N · 4]`
-    codes: [u8; VECS * TILE_BLOCKS * 32 * 16],
-    /// `[VECS, blocks, 1 or 2, N]`
-    scales: [f32; VECS * TILE_BLOCKS * 2 * 16],
+    /// `[blocks, steps, vectors, N · 4]`
+    codes: [u8; TILE_BLOCKS * 32 * ROWS],
+    /// `[blocks, 2, vectors, N]`, F32 or pairs of I16
+    scales: [f32; TILE_BLOCKS * 2 * ROWS],
     /// as `scales`
-    mins: [f32; VECS * TILE_BLOCKS * 2 * 16],
+    mins: [f32; TILE_BLOCKS * 2 * ROWS],
+    /// `[blocks, vectors, N]`: what whole scales are to be multiplied with, or what integer sums begin with
+    units: [f32; TILE_BLOCKS * ROWS],
+    /// `[groups, vectors / VECS, tokens of the group, VECS, N]`
+    sums: [f32; MAX_TOKENS * ROWS],
     /// `[VECS, columns, N]`, of the F32 kernels
     floats: [f32; VECS * TILE_BLOCKS * 16 * 16],
 }
 
 impl Tile {
     pub const ZERO: Self = Self {
-        codes: [0; VECS * TILE_BLOCKS * 32 * 16],
-        scales: [0.0; VECS * TILE_BLOCKS * 2 * 16],
-        mins: [0.0; VECS * TILE_BLOCKS * 2 * 16],
+        codes: [0; TILE_BLOCKS * 32 * ROWS],
+        scales: [0.0; TILE_BLOCKS * 2 * ROWS],
+        mins: [0.0; TILE_BLOCKS * 2 * ROWS],
+        units: [0.0; TILE_BLOCKS * ROWS],
+        sums: [0.0; MAX_TOKENS * ROWS],
         floats: [0.0; VECS * TILE_BLOCKS * 16 * 16],
     };
 
@@ -62,15 +67,41 @@ impl Tile {
     pub(super) fn floats_ref(&self) -> *const f32 {
         self.floats.as_ptr()
     }
+
+    #[inline(always)]
+    pub(super) unsafe fn codes<P: Product>(tile: *mut Self, block: usize, step: usize, vec: usize) -> *mut u8 {
+        (&raw mut (*tile).codes).cast::<u8>().add(block * 32 * ROWS + (step * P::TILE_VECS + vec) * P::L::N * 4)
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn scales<L: Lanes>(tile: *mut Self, block: usize, half: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).scales).cast::<f32>().add((block * 2 + half) * ROWS + vec * L::N)
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn mins<L: Lanes>(tile: *mut Self, block: usize, half: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).mins).cast::<f32>().add((block * 2 + half) * ROWS + vec * L::N)
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn units<L: Lanes>(tile: *mut Self, block: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).units).cast::<f32>().add(block * ROWS + vec * L::N)
+    }
+
+    /// Of a group and the vectors from `vec` on.
+    #[inline(always)]
+    unsafe fn sums<L: Lanes>(tile: *mut Self, group: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).sums).cast::<f32>().add(group * GROUP * ROWS + vec * GROUP * L::N)
+    }
 }
 
 /// The two halves of the work on a tile, compiled for one level each.
 #[derive(Clone, Copy)]
 pub(super) struct TileKernels {
     /// Fills the tile from the panels at `Place`.
-    pub unpack: unsafe fn(&Panels, Place, &mut Tile),
+    pub unpack: unsafe fn(&Panels, Place, *mut Tile),
     /// Multiplies the tile with all tokens.
-    pub tokens: unsafe fn(&Job, &ActivationRows, &Tile, Place),
+    pub tokens: unsafe fn(&Job, &ActivationRows, Place, *mut Tile),
     /// Rows of a tile
     pub rows: usize,
 }
@@ -79,29 +110,23 @@ pub(super) struct TileKernels {
 ///
 /// # Safety
 /// The processor has the level of `kernels`, which are for the dtype of `panels`; `tiles` lie in the part and no other thread
-/// writes their rows to `job.out`; `acts` holds the tokens of `job.x`.
-pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, panels: &Panels, acts: &ActivationRows, tiles: Range<usize>, tile: &mut Tile) {
+/// writes their rows to `job.out`; `acts` holds the tokens of `job.x` in groups.
+pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, panels: &Panels, acts: &ActivationRows, tiles: Range<usize>, tile: *mut Tile) {
+    let tokens = job.x.shape[0];
     for first in tiles.map(|t| t * kernels.rows) {
         let count = kernels.rows.min(job.part.rows - first);
-        for block in (0..acts.blocks).step_by(TILE_BLOCKS) {
-            let at = Place { first, count, block, blocks: TILE_BLOCKS.min(acts.blocks - block) };
-            (kernels.unpack)(panels, at, tile);
-            (kernels.tokens)(job, acts, tile, at);
+        for token in (0..tokens).step_by(MAX_TOKENS) {
+            let tokens = MAX_TOKENS.min(tokens - token);
+            for block in (0..acts.blocks).step_by(TILE_BLOCKS) {
+                let at = Place { first, count, block, blocks: TILE_BLOCKS.min(acts.blocks - block), token, tokens };
+                (kernels.unpack)(panels, at, tile);
+                (kernels.tokens)(job, acts, at, tile);
+            }
         }
     }
 }
 
-/// How many steps of a level without wide products may be summed in 16 bits for codes up to `max_code`; 0 for signed.
-pub(super) const fn batch<F: Format>() -> usize {
-    match F::MAX_CODE {
-        _ if F::SIGNED => 0,
-        ..=15 if !F::HALVES => 8,
-        ..=31 => 4,
-        _ => 2,
-    }
-}
-
-/// Where in the weight a tile lies.
+/// Where in the weight a tile lies, and which tokens it meets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub first: usize,
@@ -110,219 +135,102 @@ pub(super) struct Place {
     /// Of 32 columns
     pub block: usize,
     pub blocks: usize,
+    pub token: usize,
+    pub tokens: usize,
 }
 
-/// Fills `tile`. A second panel that does not exist repeats the first.
+/// Fills `tile`. Panels that do not exist repeat the first.
 ///
 /// # Safety
-/// As [`chunk`], for `L` and `F`.
+/// As [`chunk`], for `P` and `F`.
 #[inline(always)]
-pub(super) unsafe fn unpack<L: Lanes, F: Format>(panels: &Panels, at: Place, tile: &mut Tile) {
-    let halves = if F::HALVES { 2 } else { 1 };
-    let (codes, scales, mins) = (tile.codes.as_mut_ptr(), tile.scales.as_mut_ptr(), tile.mins.as_mut_ptr());
-    for vec in 0..VECS {
-        let row = if vec * L::N < at.count { at.first + vec * L::N } else { at.first };
+pub(super) unsafe fn unpack<P: Product, F: Format>(panels: &Panels, at: Place, tile: *mut Tile) {
+    for vec in 0..P::TILE_VECS {
+        let row = if vec * P::L::N < at.count { at.first + vec * P::L::N } else { at.first };
         for block in 0..at.blocks / F::GROUPS {
-            let packed = Packed::<L>::new::<F>(panels.panel(row / L::N), at.block / F::GROUPS + block);
-            let to = vec * TILE_BLOCKS + block * F::GROUPS;
-            let factors = packed.factors::<F>();
-            for sub in 0..F::GROUPS * halves {
-                let (scale, min) = packed.scaled::<F>(factors, sub);
-                L::store_f(scales.add((to * halves + sub) * L::N), scale);
-                if has_mins::<F, L>() {
-                    L::store_f(mins.add((to * halves + sub) * L::N), min);
-                }
-            }
+            let packed = Packed::<P::L>::new::<F>(panels.panel(row / P::L::N), at.block / F::GROUPS + block);
+            let by = packed.factors::<F>();
             // Each group on its own, so that every shift has a constant count.
-            let codes = codes.add(to * 32 * L::N);
-            unpack_group::<L, F>(packed.words, 0, codes);
+            P::spread::<F>(&packed, by, 0, tile, block * F::GROUPS, vec);
             if F::GROUPS == 8 {
-                unpack_group::<L, F>(packed.words, 1, codes);
-                unpack_group::<L, F>(packed.words, 2, codes);
-                unpack_group::<L, F>(packed.words, 3, codes);
-                unpack_group::<L, F>(packed.words, 4, codes);
-                unpack_group::<L, F>(packed.words, 5, codes);
-                unpack_group::<L, F>(packed.words, 6, codes);
-                unpack_group::<L, F>(packed.words, 7, codes);
+                P::spread::<F>(&packed, by, 1, tile, block * 8 + 1, vec);
+                P::spread::<F>(&packed, by, 2, tile, block * 8 + 2, vec);
+                P::spread::<F>(&packed, by, 3, tile, block * 8 + 3, vec);
+                P::spread::<F>(&packed, by, 4, tile, block * 8 + 4, vec);
+                P::spread::<F>(&packed, by, 5, tile, block * 8 + 5, vec);
+                P::spread::<F>(&packed, by, 6, tile, block * 8 + 6, vec);
+                P::spread::<F>(&packed, by, 7, tile, block * 8 + 7, vec);
             }
         }
     }
 }
 
-/// Spreads the codes of one group of a block.
-#[inline(always)]
-unsafe fn unpack_group<L: Lanes, F: Format>(words: *const u8, group: usize, codes: *mut u8) {
-    for step in 0..8 {
-        L::store(codes.add((group * 8 + step) * L::N * 4), unsigned::<L, F>(F::codes::<L>(words, group, step)));
-    }
-}
-
-/// All tokens against one tile: `HALVES` scales per block; `BATCH` steps whose 16-bit sums fit before they are widened,
-/// 0 for signed codes.
+/// All tokens against one tile.
 ///
 /// # Safety
-/// As [`chunk`], for `L`; `tile` holds `at`.
+/// As [`chunk`], for `P`; `tile` holds `at`.
 #[inline(always)]
-pub(super) unsafe fn tokens<L: Lanes, const HALVES: usize, const BATCH: usize>(job: &Job, acts: &ActivationRows, tile: &Tile, at: Place) {
-    let tokens = job.x.shape[0];
-    let mut token = 0;
-    while token < tokens {
-        let rest = tokens - token;
-        token += if L::N == 16 {
-            match rest {
-                1 => some::<L, HALVES, BATCH, 1>(job, acts, tile, at, token),
-                2 => some::<L, HALVES, BATCH, 2>(job, acts, tile, at, token),
-                3 => some::<L, HALVES, BATCH, 3>(job, acts, tile, at, token),
-                4 | 5 => some::<L, HALVES, BATCH, 4>(job, acts, tile, at, token),
-                _ => some::<L, HALVES, BATCH, 6>(job, acts, tile, at, token),
-            }
-        } else {
-            match rest {
-                1 => some::<L, HALVES, BATCH, 1>(job, acts, tile, at, token),
-                2 => some::<L, HALVES, BATCH, 2>(job, acts, tile, at, token),
-                _ => some::<L, HALVES, BATCH, 3>(job, acts, tile, at, token),
-            }
-        };
+pub(super) unsafe fn tokens<P: Product>(job: &Job, acts: &ActivationRows, at: Place, tile: *mut Tile) {
+    for group in 0..at.tokens.div_ceil(GROUP) {
+        let token = at.token + group * GROUP;
+        let x = acts.group::<GROUP>(token).cast_const().add(at.block);
+        match at.tokens - group * GROUP {
+            1 => some::<P, 1>(job, acts, at, tile, (group, token, x)),
+            2 => some::<P, 2>(job, acts, at, tile, (group, token, x)),
+            3 => some::<P, 3>(job, acts, at, tile, (group, token, x)),
+            _ => some::<P, 4>(job, acts, at, tile, (group, token, x)),
+        }
     }
 }
 
-/// `T` tokens from `token` against one tile. Returns `T`.
+/// The first `T` tokens of a group, that begins with `token`, against one tile.
 #[inline(always)]
-unsafe fn some<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize>(
+unsafe fn some<P: Product, const T: usize>(
     job: &Job,
     acts: &ActivationRows,
-    tile: &Tile,
     at: Place,
-    token: usize,
-) -> usize {
-    let mut rows = [*acts; T];
-    let mut acc = [[L::zero_f(); VECS]; T];
-    for t in 0..T {
-        rows[t] = acts.from(token + t);
-        for v in 0..VECS {
-            acc[t][v] = begin::<L>(job, at, token + t, v);
-        }
-    }
-    for b in 0..at.blocks {
-        for h in 0..HALVES {
-            let mut codes = [std::ptr::null(); VECS];
-            for v in 0..VECS {
-                codes[v] = tile.codes.as_ptr().add(((v * TILE_BLOCKS + b) * 8 + h * 8 / HALVES) * L::N * 4);
-            }
-            let mut a = [std::ptr::null(); T];
+    tile: *mut Tile,
+    (group, token, x): (usize, usize, *const Block<GROUP>),
+) {
+    for first in (0..P::TILE_VECS).step_by(VECS) {
+        let sums = Tile::sums::<P::L>(tile, group, first);
+        if at.block == 0 {
             for t in 0..T {
-                a[t] = rows[t].codes.add((at.block + b) * 32 + h * 32 / HALVES).cast_const();
-            }
-            let sums = steps::<L, HALVES, BATCH, T>(codes, a);
-            for t in 0..T {
-                let d = L::broadcast_f(rows[t].scales.add(at.block + b));
-                let m = if HALVES == 1 { rows[t].sums.add(at.block + b) } else { rows[t].half_sums.add(2 * (at.block + b) + h) };
-                let m = L::broadcast_f(m);
                 for v in 0..VECS {
-                    let to = ((v * TILE_BLOCKS + b) * HALVES + h) * L::N;
-                    let scale = L::load_f(tile.scales.as_ptr().add(to));
-                    acc[t][v] = L::fma(L::mul(L::to_f(sums[t][v]), d), scale, acc[t][v]);
-                    if BATCH > 0 {
-                        acc[t][v] = L::fma(L::load_f(tile.mins.as_ptr().add(to)), m, acc[t][v]);
-                    }
+                    P::L::store_f(sums.add((t * VECS + v) * P::L::N), begin::<P::L>(job, at, token + t, first + v));
                 }
             }
         }
-    }
-    for t in 0..T {
-        for (column, x) in (*rows[t].outliers).iter() {
-            let b = (column / 32).wrapping_sub(at.block);
-            if b < at.blocks {
-                let (k, h) = (column % 32 / 4, column % 32 * HALVES / 32);
-                let (a, x) = (L::broadcast(one_hot(column % 4)), L::broadcast_f(&x));
-                for v in 0..VECS {
-                    let codes = L::load(tile.codes.as_ptr().add(((v * TILE_BLOCKS + b) * 8 + k) * L::N * 4));
-                    let to = ((v * TILE_BLOCKS + b) * HALVES + h) * L::N;
-                    let scale = L::load_f(tile.scales.as_ptr().add(to));
-                    acc[t][v] = L::fma(L::mul(L::to_f(one_step::<L, BATCH>(codes, a)), x), scale, acc[t][v]);
-                    if BATCH > 0 {
-                        acc[t][v] = L::fma(L::load_f(tile.mins.as_ptr().add(to)), x, acc[t][v]);
-                    }
+        for block in 0..at.blocks {
+            if first == 0 {
+                // The same block of the next group.
+                let next = x.wrapping_add(acts.blocks + block).cast::<i8>();
+                for line in 0..size_of::<Block<GROUP>>().div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line));
                 }
             }
+            P::block::<T>(tile, (block, first), x.add(block), sums);
         }
-    }
-    for t in 0..T {
-        for v in 0..VECS {
-            end::<L>(job, at, token + t, v, acc[t][v]);
-        }
-    }
-    T
-}
-
-/// One of the [`steps`].
-#[inline(always)]
-pub(super) unsafe fn one_step<L: Lanes, const BATCH: usize>(codes: L::I, a: L::I) -> L::I {
-    if L::WIDE {
-        L::dot(L::zero(), codes, a)
-    } else if BATCH == 0 {
-        L::join(L::zero(), L::pairs(L::magnitude(codes), L::with_sign(a, codes)))
-    } else {
-        L::join(L::zero(), L::pairs(codes, a))
-    }
-}
-
-/// The integer dot products of a block or half a block.
-#[inline(always)]
-unsafe fn steps<L: Lanes, const HALVES: usize, const BATCH: usize, const T: usize>(
-    codes: [*const u8; VECS],
-    a: [*const i8; T],
-) -> [[L::I; VECS]; T] {
-    let mut sums = [[L::zero(); VECS]; T];
-    if L::WIDE {
-        for k in 0..8 / HALVES {
-            let mut u = [L::zero(); VECS];
-            for v in 0..VECS {
-                u[v] = L::load(codes[v].add(k * L::N * 4));
-            }
-            for t in 0..T {
-                let a = L::broadcast(a[t].add(4 * k));
-                for v in 0..VECS {
-                    sums[t][v] = L::dot(sums[t][v], u[v], a);
-                }
-            }
-        }
-    } else if BATCH == 0 {
-        for k in 0..8 / HALVES {
-            let mut w = [L::zero(); VECS];
-            for v in 0..VECS {
-                w[v] = L::load(codes[v].add(k * L::N * 4));
-            }
-            for t in 0..T {
-                let a = L::broadcast(a[t].add(4 * k));
-                for v in 0..VECS {
-                    sums[t][v] = L::join(sums[t][v], L::pairs(L::magnitude(w[v]), L::with_sign(a, w[v])));
-                }
-            }
-        }
-    } else {
-        for first in (0..8 / HALVES).step_by(BATCH) {
-            let mut pairs = [[L::zero(); VECS]; T];
-            for k in first..first + BATCH {
-                let mut u = [L::zero(); VECS];
-                for v in 0..VECS {
-                    u[v] = L::load(codes[v].add(k * L::N * 4));
-                }
-                for t in 0..T {
-                    let a = L::broadcast(a[t].add(4 * k));
+        for t in 0..T {
+            for (column, value) in (*acts.outliers.add(token + t)).iter() {
+                let block = (column / 32).wrapping_sub(at.block);
+                if block < at.blocks {
+                    let value = P::L::broadcast_f(&value);
                     for v in 0..VECS {
-                        pairs[t][v] = L::add_16(pairs[t][v], L::pairs(u[v], a));
+                        let sum = sums.add((t * VECS + v) * P::L::N);
+                        P::L::store_f(sum, P::tile_one(tile, block, first + v, column % 32, value, P::L::load_f(sum)));
                     }
                 }
             }
+        }
+        if at.block + at.blocks == acts.blocks {
             for t in 0..T {
                 for v in 0..VECS {
-                    sums[t][v] = L::join(sums[t][v], pairs[t][v]);
+                    end::<P::L>(job, at, token + t, first + v, P::L::load_f(sums.add((t * VECS + v) * P::L::N)));
                 }
             }
         }
     }
-    sums
 }
 
 /// What the sums of vector `v` start from: what the product is added to, or what the tile before has left.

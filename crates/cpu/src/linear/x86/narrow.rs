@@ -1,0 +1,370 @@
+//! Products of AVX2: unsigned bytes times signed bytes, two neighbours at a time into 16 bits, saturating.
+//!
+//! One product of 32 pairs and one addition are 256 multiplications in 16 operations, of 20 to 23 with scales, on three vector
+//! ports of which products take two. What each kind does is what keeps the sums in 16 bits as long as they fit:
+//!
+//! - [`Plain`]: codes of at most five bits, whose sums over four or eight steps fit as they are.
+//! - [`Halves`]: codes with a scale per 16 columns. Centred on zero, by an addition per half, six bits fit over its four steps.
+//!   Scales are whole numbers, so that widening the sums multiplies with them, and both halves add up before they are converted.
+//! - [`Signed`]: eight bits do not fit twice, so the sign of the code moves to the activation and every product is widened. In
+//!   tiles codes are magnitudes and masks: `q ^ mask` is `−q − 1` for a negative code, and any port does that; the ones too
+//!   much add up to a number of the row, with which the sum begins. 35 operations per 256 multiplications.
+
+use std::arch::x86_64::*;
+
+use super::{
+    super::activations::{Block, GROUP, one_hot},
+    formats::{Format, Packed},
+    lanes::{Eight, Lanes},
+    product::{Factors, Product, VECS, codes_of, scaled, steps},
+    tile::{ROWS, Tile},
+};
+
+type L = Eight;
+
+/// The codes of a tile's step, of [`VECS`] vectors from `first` on.
+#[inline(always)]
+unsafe fn codes<P: Product<L = L>>(tile: *mut Tile, block: usize, step: usize, first: usize) -> [__m256i; VECS] {
+    let mut codes = [L::zero(); VECS];
+    for v in 0..VECS {
+        codes[v] = L::load(Tile::codes::<P>(tile, block, step, first + v));
+    }
+    codes
+}
+
+/// Adds up `COUNT` steps from `from` on of a tile's block times `T` tokens in 16 bits.
+#[inline(always)]
+unsafe fn pairs<P: Product<L = L>, const COUNT: usize, const T: usize>(
+    tile: *mut Tile,
+    (block, first): (usize, usize),
+    from: usize,
+    x: *const Block<GROUP>,
+) -> [[__m256i; VECS]; T] {
+    let mut pairs = [[L::zero(); VECS]; T];
+    for k in from..from + steps(COUNT) {
+        let u = codes::<P>(tile, block, k, first);
+        for t in 0..T {
+            let a = L::broadcast(codes_of(x, k).add(4 * t));
+            for v in 0..VECS {
+                pairs[t][v] = _mm256_add_epi16(pairs[t][v], _mm256_maddubs_epi16(u[v], a));
+            }
+        }
+    }
+    pairs
+}
+
+/// `acc` plus the sums of two neighbouring 16-bit numbers
+#[inline(always)]
+unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
+    _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+/// Unsigned codes, `BATCH` steps of which fit 16 bits; a scale and a minimum per block.
+pub(super) struct Plain<const BATCH: usize>;
+
+impl<const BATCH: usize> Product for Plain<BATCH> {
+    type L = L;
+    const TILE_VECS: usize = ROWS / L::N;
+
+    #[inline(always)]
+    unsafe fn dots<F: Format, const T: usize>(
+        packed: &Packed<L>,
+        by: Factors<Self>,
+        group: usize,
+        x: [*const Block<1>; T],
+        mut sums: [__m256; T],
+    ) -> [__m256; T] {
+        let mut dots = [L::zero(); T];
+        for from in (0..8).step_by(BATCH) {
+            let mut pairs = [L::zero(); T];
+            for k in from..from + BATCH {
+                let codes = F::codes::<L>(packed.words, group, k);
+                for t in 0..T {
+                    pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
+                }
+            }
+            for t in 0..T {
+                dots[t] = join(dots[t], pairs[t]);
+            }
+        }
+        let (scale, min) = packed.scaled::<F>(by, group);
+        for t in 0..T {
+            let sum = scaled::<L>(dots[t], L::broadcast_f(&raw const (*x[t]).scales[0]), scale, sums[t]);
+            sums[t] = L::fma(min, L::broadcast_f(&raw const (*x[t]).sums[0]), sum);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let codes = F::codes::<L>(packed.words, group, column / 4);
+        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(column % 4))));
+        let (scale, min) = packed.scaled::<F>(by, group);
+        L::fma(min, x, scaled::<L>(dot, x, scale, sum))
+    }
+
+    #[inline(always)]
+    unsafe fn spread<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, tile: *mut Tile, block: usize, vec: usize) {
+        let (scale, min) = packed.scaled::<F>(by, group);
+        L::store_f(Tile::scales::<L>(tile, block, 0, vec), scale);
+        L::store_f(Tile::mins::<L>(tile, block, 0, vec), min);
+        for k in 0..8 {
+            L::store(Tile::codes::<Self>(tile, block, k, vec), F::codes::<L>(packed.words, group, k));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
+        let mut dots = [[L::zero(); VECS]; T];
+        for from in (0..8).step_by(BATCH) {
+            let pairs = pairs::<Self, BATCH, T>(tile, (block, first), from, x);
+            for t in 0..T {
+                for v in 0..VECS {
+                    dots[t][v] = join(dots[t][v], pairs[t][v]);
+                }
+            }
+        }
+        for t in 0..T {
+            let d = L::broadcast_f(&raw const (*x).scales[t]);
+            let q = L::broadcast_f(&raw const (*x).sums[t]);
+            for v in 0..VECS {
+                let at = sums.add((t * VECS + v) * L::N);
+                let sum = scaled::<L>(dots[t][v], d, L::load_f(Tile::scales::<L>(tile, block, 0, first + v)), L::load_f(at));
+                L::store_f(at, L::fma(L::load_f(Tile::mins::<L>(tile, block, 0, first + v)), q, sum));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let codes = L::load(Tile::codes::<Self>(tile, block, column / 4, vec));
+        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(column % 4))));
+        let sum = scaled::<L>(dot, x, L::load_f(Tile::scales::<L>(tile, block, 0, vec)), sum);
+        L::fma(L::load_f(Tile::mins::<L>(tile, block, 0, vec)), x, sum)
+    }
+}
+
+/// Unsigned codes with whole scales per half a block; `CENTRED` or with a minimum per half. In tiles the centre is 32 always.
+pub(super) struct Halves<const CENTRED: bool>;
+
+impl<const CENTRED: bool> Halves<CENTRED> {
+    /// By how much the codes are higher in a tile.
+    const fn raised<F: Format>() -> i8 {
+        match F::CENTRE {
+            Some(centre) => 32 - centre as i8,
+            None => 0,
+        }
+    }
+
+    /// [`Block::centres`] for codes centred on `F`'s centre.
+    #[inline(always)]
+    unsafe fn centre<F: Format>(x: *const Block<1>, half: usize) -> __m256i {
+        let of_32 = L::broadcast((&raw const (*x).centres[half]).cast());
+        if Self::raised::<F>() == 0 { of_32 } else { _mm256_srai_epi16::<3>(of_32) }
+    }
+}
+
+impl<const CENTRED: bool> Product for Halves<CENTRED> {
+    type L = L;
+    const TILE_VECS: usize = ROWS / L::N;
+
+    #[inline(always)]
+    unsafe fn dots<F: Format, const T: usize>(
+        packed: &Packed<L>,
+        by: Factors<Self>,
+        group: usize,
+        x: [*const Block<1>; T],
+        mut sums: [__m256; T],
+    ) -> [__m256; T] {
+        let mut dots = [L::zero(); T];
+        for h in 0..2 {
+            let mut pairs = [L::zero(); T];
+            for k in 4 * h..4 * (h + 1) {
+                let codes = F::codes::<L>(packed.words, group, k);
+                for t in 0..T {
+                    pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
+                }
+            }
+            let scale = F::whole_scale(packed.bytes, 2 * group + h);
+            for t in 0..T {
+                if CENTRED {
+                    pairs[t] = _mm256_sub_epi16(pairs[t], Self::centre::<F>(x[t], h));
+                }
+                dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs[t], scale));
+            }
+        }
+        for t in 0..T {
+            sums[t] = scaled::<L>(dots[t], L::broadcast_f(&raw const (*x[t]).scales[0]), by.0, sums[t]);
+        }
+        if !CENTRED {
+            for h in 0..2 {
+                let (_, min) = packed.scaled::<F>(by, 2 * group + h);
+                for t in 0..T {
+                    sums[t] = L::fma(min, L::broadcast_f(&raw const (*x[t]).half_sums[h][0]), sums[t]);
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let (sub, a) = (2 * group + column / 16, L::broadcast(one_hot(column % 4)));
+        let mut pairs = _mm256_maddubs_epi16(F::codes::<L>(packed.words, group, column / 4), a);
+        if CENTRED {
+            pairs = _mm256_sub_epi16(pairs, _mm256_maddubs_epi16(L::splat(32 - Self::raised::<F>()), a));
+        }
+        let sum = scaled::<L>(_mm256_madd_epi16(pairs, F::whole_scale(packed.bytes, sub)), x, by.0, sum);
+        if CENTRED { sum } else { L::fma(packed.scaled::<F>(by, sub).1, x, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn spread<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, tile: *mut Tile, block: usize, vec: usize) {
+        L::store_f(Tile::units::<L>(tile, block, vec), by.0);
+        for h in 0..2 {
+            L::store(Tile::scales::<L>(tile, block, h, vec).cast(), F::whole_scale(packed.bytes, 2 * group + h));
+            if !CENTRED {
+                L::store_f(Tile::mins::<L>(tile, block, h, vec), packed.scaled::<F>(by, 2 * group + h).1);
+            }
+        }
+        for k in 0..8 {
+            let codes = _mm256_add_epi8(F::codes::<L>(packed.words, group, k), L::splat(Self::raised::<F>()));
+            L::store(Tile::codes::<Self>(tile, block, k, vec), codes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
+        let mut dots = [[L::zero(); VECS]; T];
+        for h in 0..2 {
+            let pairs = pairs::<Self, 4, T>(tile, (block, first), 4 * h, x);
+            for t in 0..T {
+                let centre = L::broadcast((&raw const (*x).centres[h][t]).cast());
+                for v in 0..VECS {
+                    let pairs = if CENTRED { _mm256_sub_epi16(pairs[t][v], centre) } else { pairs[t][v] };
+                    let scale = L::load(Tile::scales::<L>(tile, block, h, first + v).cast());
+                    dots[t][v] = _mm256_add_epi32(dots[t][v], _mm256_madd_epi16(pairs, scale));
+                }
+            }
+        }
+        for t in 0..T {
+            let d = L::broadcast_f(&raw const (*x).scales[t]);
+            for v in 0..VECS {
+                let at = sums.add((t * VECS + v) * L::N);
+                let mut sum = scaled::<L>(dots[t][v], d, L::load_f(Tile::units::<L>(tile, block, first + v)), L::load_f(at));
+                if !CENTRED {
+                    for h in 0..2 {
+                        let q = L::broadcast_f(&raw const (*x).half_sums[h][t]);
+                        sum = L::fma(L::load_f(Tile::mins::<L>(tile, block, h, first + v)), q, sum);
+                    }
+                }
+                L::store_f(at, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let (h, a) = (column / 16, L::broadcast(one_hot(column % 4)));
+        let mut pairs = _mm256_maddubs_epi16(L::load(Tile::codes::<Self>(tile, block, column / 4, vec)), a);
+        if CENTRED {
+            pairs = _mm256_sub_epi16(pairs, _mm256_maddubs_epi16(L::splat(32), a));
+        }
+        let scale = L::load(Tile::scales::<L>(tile, block, h, vec).cast());
+        let sum = scaled::<L>(_mm256_madd_epi16(pairs, scale), x, L::load_f(Tile::units::<L>(tile, block, vec)), sum);
+        if CENTRED { sum } else { L::fma(L::load_f(Tile::mins::<L>(tile, block, h, vec)), x, sum) }
+    }
+}
+
+/// Signed codes of eight bits with a scale per block.
+pub(super) struct Signed;
+
+impl Product for Signed {
+    type L = L;
+    const TILE_VECS: usize = ROWS / 2 / L::N;
+
+    #[inline(always)]
+    unsafe fn dots<F: Format, const T: usize>(
+        packed: &Packed<L>,
+        by: Factors<Self>,
+        group: usize,
+        x: [*const Block<1>; T],
+        mut sums: [__m256; T],
+    ) -> [__m256; T] {
+        let mut dots = [L::zero(); T];
+        for k in 0..8 {
+            let codes = F::codes::<L>(packed.words, group, k);
+            let magnitudes = _mm256_abs_epi8(codes);
+            for t in 0..T {
+                let a = _mm256_sign_epi8(L::broadcast(codes_of(x[t], k)), codes);
+                dots[t] = join(dots[t], _mm256_maddubs_epi16(magnitudes, a));
+            }
+        }
+        let (scale, _) = packed.scaled::<F>(by, group);
+        for t in 0..T {
+            sums[t] = scaled::<L>(dots[t], L::broadcast_f(&raw const (*x[t]).scales[0]), scale, sums[t]);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let codes = F::codes::<L>(packed.words, group, column / 4);
+        scaled::<L>(one_signed(codes, column), x, packed.scaled::<F>(by, group).0, sum)
+    }
+
+    #[inline(always)]
+    unsafe fn spread<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, tile: *mut Tile, block: usize, vec: usize) {
+        L::store_f(Tile::scales::<L>(tile, block, 0, vec), packed.scaled::<F>(by, group).0);
+        let mut flipped = L::zero();
+        for k in 0..8 {
+            let codes = F::codes::<L>(packed.words, group, k);
+            let (magnitudes, negative) = (_mm256_abs_epi8(codes), _mm256_cmpgt_epi8(L::zero(), codes));
+            L::store(Tile::codes::<Self>(tile, block, 2 * k, vec), magnitudes);
+            L::store(Tile::codes::<Self>(tile, block, 2 * k + 1, vec), negative);
+            flipped = join(flipped, _mm256_maddubs_epi16(L::and(magnitudes, negative), L::splat(1)));
+        }
+        L::store(Tile::units::<L>(tile, block, vec).cast(), flipped);
+    }
+
+    #[inline(always)]
+    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
+        let mut dots = [[L::zero(); VECS]; T];
+        for t in 0..T {
+            for v in 0..VECS {
+                dots[t][v] = L::load(Tile::units::<L>(tile, block, first + v).cast());
+            }
+        }
+        for k in 0..steps(8) {
+            let magnitudes = codes::<Self>(tile, block, 2 * k, first);
+            for t in 0..T {
+                let a = L::broadcast(codes_of(x, k).add(4 * t));
+                for v in 0..VECS {
+                    let negative = L::load(Tile::codes::<Self>(tile, block, 2 * k + 1, first + v));
+                    dots[t][v] = join(dots[t][v], _mm256_maddubs_epi16(magnitudes[v], L::xor(a, negative)));
+                }
+            }
+        }
+        for t in 0..T {
+            let d = L::broadcast_f(&raw const (*x).scales[t]);
+            for v in 0..VECS {
+                let at = sums.add((t * VECS + v) * L::N);
+                L::store_f(at, scaled::<L>(dots[t][v], d, L::load_f(Tile::scales::<L>(tile, block, 0, first + v)), L::load_f(at)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
+        let negative = L::load(Tile::codes::<Self>(tile, block, column / 4 * 2 + 1, vec));
+        let codes = _mm256_sub_epi8(L::xor(L::load(Tile::codes::<Self>(tile, block, column / 4 * 2, vec)), negative), negative);
+        scaled::<L>(one_signed(codes, column), x, L::load_f(Tile::scales::<L>(tile, block, 0, vec)), sum)
+    }
+}
+
+/// The code of one column.
+#[inline(always)]
+unsafe fn one_signed(codes: __m256i, column: usize) -> __m256i {
+    let a = _mm256_sign_epi8(L::broadcast(one_hot(column % 4)), codes);
+    join(L::zero(), _mm256_maddubs_epi16(_mm256_abs_epi8(codes), a))
+}
