@@ -224,18 +224,6 @@ pub struct ServeArgs {
     /// Tokens that the KV cache holds for all requests together [default: the context for every one of --max-seqs]
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<usize>,
-    /// Only requests with this key are answered; may be given several times
-    #[arg(long, value_name = "KEY")]
-    pub api_key: Vec<String>,
-    /// File with one API key a line
-    #[arg(long, value_name = "FILE")]
-    pub api_key_file: Option<PathBuf>,
-    /// Requests that one API key may have running
-    #[arg(long, value_name = "N")]
-    pub max_concurrent_per_key: Option<usize>,
-    /// Requests that one API key may send in a minute
-    #[arg(long, value_name = "N")]
-    pub max_per_minute_per_key: Option<u32>,
     /// Seconds without a finished step after which /health calls the engine stuck
     #[arg(long, value_name = "S", default_value_t = 60)]
     pub stuck_after_s: u64,

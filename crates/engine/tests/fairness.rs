@@ -23,6 +23,10 @@ fn scheduler(blocks: u32) -> Scheduler {
 }
 
 fn submit(scheduler: &mut Scheduler, user: u64, priority: i32, length: usize) -> RequestId {
+    submit_of(scheduler, UserId { account: 0, user }, priority, length)
+}
+
+fn submit_of(scheduler: &mut Scheduler, user: UserId, priority: i32, length: usize) -> RequestId {
     let number = scheduler.counts().computed_tokens as u32 + scheduler.waiting() as u32;
     let sequence = NewSequence {
         reuses: true,
@@ -30,10 +34,10 @@ fn submit(scheduler: &mut Scheduler, user: u64, priority: i32, length: usize) ->
         max_tokens: ANSWER,
         stop_tokens: Vec::new(),
         priority,
-        user: UserId(user),
+        user,
         on_context_full: ContextFull::Finish,
         speculates: false,
-        tag: user as usize,
+        tag: user.user as usize,
     };
     scheduler.submit(sequence).unwrap()
 }
@@ -77,6 +81,29 @@ fn priority_comes_before_fairness() {
     assert!(ended[..4].iter().all(|id| urgent.contains(id)));
     let before = ended.iter().position(|&id| id == other).unwrap();
     assert!(before >= 4, "the urgent ones began first");
+}
+
+/// Twenty users of one account together get no more than the one of another, and alike among themselves.
+#[test]
+fn accounts_are_served_alike_however_many_users_they_have() {
+    let mut scheduler = scheduler(100);
+    let lone = UserId { account: 2, user: 99 };
+    let mut ended: HashMap<usize, usize> = HashMap::new();
+    for number in 0..2000 {
+        while scheduler.waiting() < 200 {
+            for user in 0..20 {
+                submit_of(&mut scheduler, lone, 0, PROMPT);
+                submit_of(&mut scheduler, UserId { account: 1, user }, 0, PROMPT);
+            }
+        }
+        for outcome in step(&mut scheduler).iter().filter(|o| number >= 200 && o.finished.is_some()) {
+            *ended.entry(outcome.tag).or_default() += 1;
+        }
+    }
+    let alone = ended.remove(&99).unwrap();
+    let (together, least, most) = (ended.values().sum::<usize>(), ended.values().min().unwrap(), ended.values().max().unwrap());
+    assert!(alone.abs_diff(together) <= 2 * MAX_SEQS, "{alone} requests of the one, {together} of the others");
+    assert!(ended.len() == 20 && most - least <= MAX_SEQS, "{ended:?}");
 }
 
 proptest! {

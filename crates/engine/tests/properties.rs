@@ -91,7 +91,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
                 priority,
                 ignore_eos: ignore_eos && constraint.is_none(),
                 on_context_full,
-                user: UserId(step as u64 % 3),
+                user: UserId { account: step as u32 % 2, user: step as u64 % 3 },
                 read_prompt,
                 ..Request::new(prompt)
             },

@@ -184,7 +184,14 @@ struct Answer<'a> {
 impl Answer<'_> {
     /// Passes one update on. `false` after the last, or when nobody listens any more.
     async fn forward(&mut self, ticket: &mut Ticket) -> bool {
-        let Some(update) = ticket.next().await else {
+        let update = tokio::select! {
+            update = ticket.next() => update,
+            () = self.source.pieces.closed() => {
+                self.give_up(ticket).await;
+                return false;
+            }
+        };
+        let Some(update) = update else {
             self.send(failed(self.choice)).await;
             return false;
         };
@@ -196,6 +203,7 @@ impl Answer<'_> {
                 let stopped = self.stream.stopped();
                 let piece = Piece::Text { choice: self.choice, text, tokens: vec![Token { id: token, logprobs }] };
                 if !self.send(piece).await {
+                    self.give_up(ticket).await;
                     return false;
                 }
                 if stopped {
@@ -214,6 +222,13 @@ impl Answer<'_> {
                     .await;
                 false
             }
+        }
+    }
+
+    /// Nobody listens any more. What has been computed counts all the same.
+    async fn give_up(&self, ticket: &mut Ticket) {
+        if let Some(finished) = ticket.stop().await {
+            self.observe(&finished);
         }
     }
 
@@ -243,6 +258,8 @@ impl Answer<'_> {
 
     fn observe(&self, finished: &Finished) {
         self.source.app.metrics.finished(finished, self.started.elapsed());
+        let prompt = finished.prompt_tokens.saturating_sub(finished.reused_tokens);
+        self.source.generation.client.charge(prompt + finished.generated_tokens);
     }
 }
 

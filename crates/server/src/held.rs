@@ -26,6 +26,8 @@ pub trait Watch {
     fn ended(&mut self) {}
 }
 
+impl<T> Watch for Option<T> {}
+
 impl<T> Held<T> {
     pub fn new(body: Body, held: T) -> Self {
         Self { body, held }

@@ -14,7 +14,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{anthropic, app::App, error::ApiError, held::Held, listen::listen, openai, operations, page, trace};
+use crate::{anthropic, app::App, error::ApiError, held::Held, limits::Client, listen::listen, openai, operations, page, trace};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -126,13 +126,23 @@ async fn refuse_announced(max_body_bytes: u64, request: Request, next: Next) -> 
     }
 }
 
-/// Checks key and limits. The permit is held until the whole response has been sent.
-async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match app.keys.admit(request.headers()) {
-        Ok(permit) => {
-            let (parts, body) = next.run(request).await.into_parts();
-            Response::from_parts(parts, Body::new(Held::new(body, permit)))
-        }
-        Err(error) => error.into_response(),
-    }
+/// Checks the key, and the limits of those who send work. The permit is held until the whole response has been sent.
+async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let client = match app.keys.client(request.headers()) {
+        Ok(client) => client,
+        Err(error) => return error.into_response(),
+    };
+    let permit = match (request.method() == Method::POST).then(|| client.admit()).transpose() {
+        Ok(permit) => permit,
+        Err(error) => return of_client(error.into_response(), client),
+    };
+    request.extensions_mut().insert(client.clone());
+    let response = next.run(request).await;
+    of_client(response.map(|body| Body::new(Held::new(body, permit))), client)
+}
+
+/// The response with whose it is, for its headers and its line in the log.
+fn of_client(mut response: Response, client: Client) -> Response {
+    response.extensions_mut().insert(client);
+    response
 }

@@ -13,6 +13,7 @@ use crate::{
     error::{ApiError, Result},
     fields::Fields,
     grammars,
+    limits::Client,
     structured::{self, Wanted},
 };
 
@@ -33,6 +34,7 @@ pub struct Generation {
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
     pub priority: i32,
+    pub client: Client,
     pub user: UserId,
     /// Answers wanted
     pub n: usize,
@@ -64,7 +66,7 @@ const REFUSED: &[&str] = &[
 impl Generation {
     /// # Errors
     /// Naming the field that is wrong or not supported.
-    pub fn read(fields: &mut Fields, defaults: &SamplingParams) -> Result<Self> {
+    pub fn read(fields: &mut Fields, defaults: &SamplingParams, client: Client) -> Result<Self> {
         fields.refuse(REFUSED)?;
         let n = fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1);
         let priority = fields.i64("priority")?.unwrap_or(0);
@@ -92,7 +94,8 @@ impl Generation {
             stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             priority,
-            user: fields.string("user")?.map_or(UserId::default(), user_id),
+            user: UserId { account: client.account(), user: fields.string("user")?.map_or(0, hash) },
+            client,
             n,
             logprobs: None,
             read_prompt: None,
@@ -133,10 +136,10 @@ impl Generation {
     }
 }
 
-fn user_id(name: &str) -> UserId {
+fn hash(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    UserId(hasher.finish())
+    hasher.finish()
 }
 
 /// Whether to stream, and whether the stream ends with the usage: `stream` and `stream_options`.

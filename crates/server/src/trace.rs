@@ -19,6 +19,7 @@ use crate::{
     connection::BodyDeadline,
     error::ApiError,
     held::{Held, Watch},
+    limits::Client,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,6 +39,7 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
         method: request.method().to_string(),
         path,
         request_id: id.to_str().unwrap_or_default().to_owned(),
+        key: None,
         parent: trace,
         span,
         status: StatusCode::OK,
@@ -47,6 +49,7 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
     };
     let deadline = request.extensions().get::<BodyDeadline>().cloned();
     let mut response = next.run(request).await;
+    let client = response.extensions_mut().remove::<Client>();
     if let Some(error) = axums_own(&response, deadline) {
         let closes = error.status == StatusCode::REQUEST_TIMEOUT;
         response = error.into_response();
@@ -61,10 +64,14 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
         response = error.response(error.anthropic());
         response.headers_mut().extend(connection.map(|value| (header::CONNECTION, value)));
     }
+    if let Some(client) = &client {
+        client.tell(response.headers_mut());
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     if let Some(value) = span.and_then(|span| HeaderValue::from_str(&span.to_string()).ok()) {
         response.headers_mut().insert(TRACE_PARENT, value);
     }
+    line.key = client.as_ref().and_then(|client| client.name().map(str::to_owned));
     line.status = response.status();
     line.first_byte = line.started.elapsed();
     response.map(|body| Body::new(Held::new(body, line)))
@@ -95,6 +102,8 @@ struct Line {
     method: String,
     path: String,
     request_id: String,
+    /// The name of the API key
+    key: Option<String>,
     parent: Option<TraceParent>,
     span: Option<TraceParent>,
     status: StatusCode,
@@ -128,6 +137,7 @@ impl Drop for Line {
             bytes = self.bytes,
             ended,
             request_id = self.request_id,
+            key = self.key,
             trace_id = self.span.map(|span| format!("{:032x}", span.trace_id)),
             span_id = self.span.map(|span| hex(span.span_id)),
             parent_id = self.parent.map(|parent| hex(parent.span_id)),

@@ -9,6 +9,7 @@ use crate::{
     error::Result,
     fields::Fields,
     generate::{Answers, Piece, Token, Usage},
+    limits::Client,
     output::{Delta, OutputParser, ToolFormat, open_reasoning},
     prompt::ChatPrompt,
     sampling::Generation,
@@ -100,13 +101,22 @@ impl Blocks {
     }
 }
 
+/// What is known of a turn beside its fields.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub client: Client,
+    /// Alternatives whose log-probabilities are shown with every token's
+    pub logprobs: Option<usize>,
+}
+
 impl Turn {
     /// Reads the fields that make the prompt and the generation, in the names of `/v1/chat/completions`, and begins to answer.
     ///
     /// # Errors
     /// Naming the field that is wrong or not supported; when the engine refuses the request.
-    pub async fn start(app: &Arc<App>, model: &Served, fields: &mut Fields, logprobs: Option<usize>) -> Result<Self> {
-        let mut generation = Generation { logprobs, ..Generation::read(fields, &model.sampling)? };
+    pub async fn start(app: &Arc<App>, model: &Served, fields: &mut Fields, asked: Asked) -> Result<Self> {
+        let Asked { client, logprobs } = asked;
+        let mut generation = Generation { logprobs, ..Generation::read(fields, &model.sampling, client)? };
         let mut prompt = ChatPrompt::read(fields)?;
         let choice = ToolChoice::read(fields.take("tool_choice").as_ref())?;
         let tools = prompt.tool_format(model, &choice)?;

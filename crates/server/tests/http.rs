@@ -138,6 +138,8 @@ async fn whoever_goes_away_leaves_nothing_behind() {
         let snapshot = app.snapshot().unwrap();
         if (snapshot.running, snapshot.waiting) == (0, 0) {
             assert_eq!(snapshot.blocks.0, snapshot.blocks.1, "blocks are still in use");
+            let (_, metrics) = get(&router, "/metrics").await;
+            assert!(metrics.contains("finished_reason=\"abort\"} 8\n"), "{metrics}");
             return;
         }
     }
@@ -200,6 +202,38 @@ async fn a_trace_goes_on_in_the_response() {
     for parents in [&[][..], &["x"], &["00-0-0-00"], &[parent, parent]] {
         let response = ask(parents).await.unwrap();
         assert_eq!((response.status(), answered(response)), (StatusCode::OK, None), "{parents:?}");
+    }
+}
+
+#[tokio::test]
+async fn work_is_limited_per_key_and_questions_about_the_server_are_not() {
+    let limits = KeyLimits { tokens_per_minute: Some(20), requests_per_minute: Some(3), ..KeyLimits::default() };
+    let (app, router) = server(Keys::new(vec!["a".into(), "b".into()], limits));
+    load(&app);
+    let send = |key: &str, method: &str, path: &str, body: Value| {
+        let request = Request::builder().method(method).uri(path).header("x-api-key", key);
+        router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap())
+    };
+    let left = |response: &axum::response::Response, of: &str| {
+        response.headers()[format!("x-ratelimit-remaining-{of}")].to_str().unwrap().to_owned()
+    };
+    let work = json!({"prompt": "the cat", "max_tokens": 30, "ignore_eos": true});
+    let first = send("a", "POST", "/v1/completions", work.clone()).await.unwrap();
+    assert_eq!((first.status(), left(&first, "requests")), (StatusCode::OK, "2".into()));
+    // What was used is known at the end of the answer, and too much here.
+    let second = send("a", "POST", "/v1/messages", work.clone()).await.unwrap();
+    assert_eq!((second.status(), left(&second, "tokens")), (StatusCode::TOO_MANY_REQUESTS, "0".into()));
+    let wait: u32 = second.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((30..60).contains(&wait), "about 15 tokens too many at one in three seconds: {wait} s");
+    let body = axum::body::to_bytes(second.into_body(), 1 << 16).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!("rate_limit_error")));
+    for _ in 0..5 {
+        assert_eq!(send("a", "GET", "/metrics", Value::Null).await.unwrap().status(), StatusCode::OK);
+    }
+    for status in [StatusCode::OK, StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let answer = send("b", "POST", "/tokenize", json!({"prompt": "x"})).await.unwrap();
+        assert_eq!(answer.status(), status, "{}", left(&answer, "requests"));
     }
 }
 

@@ -1,14 +1,30 @@
 //! What the HTTP side of `ferrum serve` takes, and from whom.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
-use ferrum_server::HttpOptions;
+use ferrum_server::{HttpOptions, KeyLimits, Keys};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "HTTP")]
 pub struct HttpArgs {
+    /// Only requests with this key are answered; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Vec<String>,
+    /// File with one API key a line, and its own limits behind it where it has some: name=NAME, max-concurrent=N,
+    /// requests-per-minute=N, tokens-per-minute=N
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Requests that one API key may have running
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_concurrent_per_key: Option<u32>,
+    /// Requests that one API key may send in a minute
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_per_minute_per_key: Option<u32>,
+    /// Tokens that may be computed for one API key in a minute
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub max_tokens_per_minute_per_key: Option<u32>,
     /// Web page that may send requests from a browser, e.g. https://example.org; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
@@ -36,6 +52,21 @@ pub struct HttpArgs {
 }
 
 impl HttpArgs {
+    /// # Errors
+    /// When the file of keys cannot be read.
+    pub fn keys(&self) -> anyhow::Result<Keys> {
+        let limits = KeyLimits {
+            concurrent: self.max_concurrent_per_key,
+            requests_per_minute: self.max_per_minute_per_key,
+            tokens_per_minute: self.max_tokens_per_minute_per_key,
+        };
+        let mut keys = Keys::new(self.api_key.clone(), limits);
+        if let Some(file) = &self.api_key_file {
+            keys.add_file(file).with_context(|| format!("cannot read the API keys in {}", file.display()))?;
+        }
+        Ok(keys)
+    }
+
     /// # Errors
     /// When an origin is none.
     pub fn options(&self) -> anyhow::Result<HttpOptions> {

@@ -5,7 +5,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
-use ferrum_server::{App, KeyLimits, Keys, Served, Service, ToolFormat};
+use ferrum_server::{App, Served, Service, ToolFormat};
 use tokio::{net::TcpListener, signal, sync::oneshot};
 
 use crate::{
@@ -25,7 +25,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     // The signals are waited for below; the handler of the other commands would end the program at once.
     let _catch = interrupt::Catch::new();
-    let app = Arc::new(App::new(keys(&args)?, Duration::from_secs(args.stuck_after_s)));
+    let app = Arc::new(App::new(args.http.keys()?, Duration::from_secs(args.stuck_after_s)));
     let options = args.http.options()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start the I/O threads")?;
@@ -54,15 +54,6 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
             result = &mut server => result.context("the server ended"),
         }
     })
-}
-
-fn keys(args: &ServeArgs) -> anyhow::Result<Keys> {
-    let mut secrets = args.api_key.clone();
-    if let Some(file) = &args.api_key_file {
-        secrets.extend(Keys::read(file).with_context(|| format!("cannot read the API keys in {}", file.display()))?);
-    }
-    let limits = KeyLimits { concurrent: args.max_concurrent_per_key, per_minute: args.max_per_minute_per_key };
-    Ok(Keys::new(secrets, limits))
 }
 
 /// Loads the model and lets requests in.

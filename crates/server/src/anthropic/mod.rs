@@ -6,7 +6,7 @@ mod request;
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response, Sse, sse::KeepAlive},
 };
@@ -17,12 +17,13 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
+    limits::Client,
     prompt::ChatPrompt,
     tools::ToolChoice,
-    turn::Turn,
+    turn::{Asked, Turn},
 };
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     let stream = fields.bool("stream")?.unwrap_or(false);
@@ -30,7 +31,7 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
         return Err(ApiError::invalid("max_tokens", "`max_tokens` is missing: it must be the most tokens to generate"));
     }
     let mut chat = request::chat(&mut fields)?;
-    let turn = Turn::start(&app, model, &mut chat, None).await?;
+    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await?;
     let message = events::Message::new(app.id("msg_"), model.name.clone());
     if stream {
         return Ok(Sse::new(events::stream(message, turn)).keep_alive(KeepAlive::default()).into_response());

@@ -32,6 +32,11 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
     if let Some(choice) = fields.take("tool_choice") {
         read_tool_choice(Fields::of(choice, "tool_choice")?, &mut out)?;
     }
+    if let Some(metadata) = fields.take("metadata")
+        && let Some(user) = Fields::of(metadata, "metadata")?.string("user_id")?
+    {
+        out.insert("user".into(), user.into());
+    }
     if let Some(thinking) = fields.take("thinking") {
         let thinking = Fields::of(thinking, "thinking")?;
         let on = match thinking.string("type")? {
@@ -124,8 +129,13 @@ fn read_tool(tool: Value, path: &str) -> Result<Value> {
     tool.only("type", &json!("custom"))?;
     let name = tool.string("name")?.ok_or_else(|| ApiError::invalid(tool.name("name"), "a tool needs a name"))?.to_owned();
     let description = tool.string("description")?.unwrap_or_default().to_owned();
+    let strict = tool.bool("strict")?.unwrap_or(false);
     let parameters = tool.take("input_schema").unwrap_or_else(|| json!({"type": "object"}));
-    Ok(json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}))
+    let mut function = json!({"name": name, "description": description, "parameters": parameters});
+    if strict {
+        function["strict"] = true.into();
+    }
+    Ok(json!({"type": "function", "function": function}))
 }
 
 fn read_tool_choice(choice: Fields, out: &mut Map<String, Value>) -> Result<()> {

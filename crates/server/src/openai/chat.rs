@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{
         IntoResponse, Response, Sse,
@@ -24,16 +24,17 @@ use crate::{
     error::{ApiError, Result},
     fields::Fields,
     generate::Token,
+    limits::Client,
     output::Delta,
     sampling::Streaming,
-    turn::{End, Part, Turn},
+    turn::{Asked, End, Part, Turn},
 };
 
 /// Fields that change the answer and are not honoured.
 const REFUSED: &[&str] = &["audio", "web_search_options", "echo", "suffix"];
 const CHUNK: &str = "chat.completion.chunk";
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     fields.refuse(REFUSED)?;
@@ -41,7 +42,7 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
     fields.only("store", &json!(false))?;
     let logprobs = read_logprobs(&fields)?;
     let streaming = Streaming::read(&mut fields)?;
-    let turn = Turn::start(&app, model, &mut fields, logprobs).await?;
+    let turn = Turn::start(&app, model, &mut fields, Asked { client, logprobs }).await?;
     let head = Head::new(&app, model, ("chat.completion", "chatcmpl-"), logprobs.is_some());
     if streaming.stream {
         return Ok(Sse::new(chunks(head, turn, streaming.include_usage)).keep_alive(KeepAlive::default()).into_response());

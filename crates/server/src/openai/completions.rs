@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{
         IntoResponse, Response, Sse,
@@ -28,6 +28,7 @@ use crate::{
     error::{ApiError, Result},
     fields::Fields,
     generate::{Answers, Piece, Token, Usage},
+    limits::Client,
     sampling::{Generation, MAX_CHOICES, Streaming},
 };
 
@@ -35,13 +36,13 @@ const OBJECT: &str = "text_completion";
 /// Tokens when the request does not say, as OpenAI documents it.
 const DEFAULT_MAX_TOKENS: u64 = 16;
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     fields.refuse(&["suffix"])?;
     let logprobs = fields.count("logprobs", 0, MAX_LOGPROBS as u64)?;
     let streaming = Streaming::read(&mut fields)?;
-    let mut generation = Generation::read(&mut fields, &model.sampling)?;
+    let mut generation = Generation::read(&mut fields, &model.sampling, client)?;
     let shape = Shape::read(&fields, &mut generation, logprobs, streaming.stream)?;
     let prompts = input::texts(model, "prompt", fields.take("prompt"))?;
     let mut choices = Vec::with_capacity(prompts.len() * generation.n);

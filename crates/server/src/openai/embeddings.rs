@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use bytes::Bytes;
 use ferrum_engine::{ReadPrompt, Reading};
 use serde_json::{Value, json};
@@ -16,13 +16,14 @@ use crate::{
     error::{ApiError, Result},
     fields::{Fields, wrong},
     generate::{Answers, Piece},
+    limits::Client,
     sampling::Generation,
 };
 
 /// Fields that change the result and are not honoured.
 const REFUSED: &[&str] = &["messages", "truncate_prompt_tokens", "add_special_tokens", "normalize"];
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>> {
+pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Json<Value>> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     fields.refuse(REFUSED)?;
@@ -34,7 +35,7 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Val
     let dimensions = fields.count("dimensions", 1, model.info.hidden as u64)?;
     // Nothing is sampled that anyone sees: the step that computes the end of the text draws a token in any case.
     let read_prompt = Some(ReadPrompt::Embedding(model.pooling));
-    let generation = Generation { n: 1, max_tokens: Some(1), read_prompt, ..Generation::read(&mut fields, &model.sampling)? };
+    let generation = Generation { n: 1, max_tokens: Some(1), read_prompt, ..Generation::read(&mut fields, &model.sampling, client)? };
     let texts = input::texts(model, "input", fields.take("input"))?;
     let mut vectors = vec![Vec::new(); texts.len()];
     let texts = texts.into_iter().map(|text| text.tokens).collect();

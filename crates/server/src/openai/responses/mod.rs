@@ -6,7 +6,7 @@ mod request;
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::State,
     response::{IntoResponse, Response, Sse, sse::KeepAlive},
 };
@@ -17,13 +17,14 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
-    turn::Turn,
+    limits::Client,
+    turn::{Asked, Turn},
 };
 
 /// Fields that change the answer and are not honoured.
 const REFUSED: &[&str] = &["previous_response_id", "conversation", "background", "prompt", "max_tool_calls", "top_logprobs"];
 
-pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
+pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model_named(fields.string("model")?)?;
     fields.refuse(REFUSED)?;
@@ -35,7 +36,7 @@ pub async fn create(State(app): State<Arc<App>>, body: Bytes) -> Result<Response
     let stream = fields.bool("stream")?.unwrap_or(false);
     let head = events::Head::new(&app, &model.name, &fields);
     let mut chat = request::chat(&mut fields)?;
-    let turn = Turn::start(&app, model, &mut chat, None).await?;
+    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await?;
     let response = events::Answer::new(head);
     if stream {
         return Ok(Sse::new(events::stream(response, turn)).keep_alive(KeepAlive::default()).into_response());
