@@ -47,6 +47,31 @@ fn linear_gives_a_token_the_same_bits_in_any_batch() {
     }
 }
 
+/// Tiles meet 512 tokens at most at a time.
+#[test]
+fn linear_gives_a_token_the_same_bits_in_a_large_batch() {
+    for simd in levels() {
+        let backend = backend(simd, Precision::Int8);
+        for dtype in [DType::Q4_K, DType::Q8_0, DType::BF16] {
+            let (tokens, rows, cols) = (1031, 9, 768);
+            let packed = quant::quantize(dtype, &values(rows * cols)).unwrap();
+            let weight = backend.prepare(Weight::new("w", dtype, [rows, cols], HostBytes::from_vec(packed)).unwrap()).unwrap();
+            let x = values(tokens * cols);
+            let run = |from: usize, count: usize| {
+                let x = backend.tensor_f32(&[count, cols], &x[from * cols..][..count * cols]).unwrap();
+                let out = backend.tensor_f32(&[count, rows], &vec![f32::NAN; count * rows]).unwrap();
+                backend.linear(&Linear::new(&x, &weight, &out)).unwrap();
+                bits(&out, &*backend)
+            };
+            let all = run(0, tokens);
+            for from in [0, 509, 512, 1022, 1030] {
+                let count = (tokens - from).min(5);
+                assert!(run(from, count) == all[from * rows..][..count * rows], "{simd} {dtype}: {count} tokens from {from}");
+            }
+        }
+    }
+}
+
 fn linear(backend: &Arc<dyn Backend>, dtype: DType, case: &str) {
     // More than a tile of columns and a part of one; no whole number of panels, and for floats of vectors.
     let (tokens, rows, cols) = (35, 37, if dtype.is_block() { 768 } else { 525 });

@@ -4,21 +4,21 @@
 //! Many tokens, and packed weights always: tiles of `2 · N` rows by [`TILE_COLS`] columns, unpacked so that vector `k`
 //! holds column `k` of `N` rows, multiplied with up to six tokens at a time; bound by the multipliers.
 //!
-//! Measured as in `tile.rs`, AVX-512 level: one token 17.5 GB/s (F32), 16.6 (F16), 17.0 (BF16); 512 tokens 87 GOP/s.
+//! Measured as in `tile.rs`, AVX-512 level: one token 17.5 GB/s (F32), 16.6 (F16), 17.0 (BF16).
 
 use std::{arch::x86_64::*, ops::Range};
 
 use ferrum_kernels::{DType, quant};
 
 use super::{
-    super::Job,
+    super::{Job, MAX_TOKENS},
     lanes::Lanes,
     product::VECS,
     tile::{Place, TILE_BLOCKS, Tile, begin, end},
 };
 
 /// Columns of a tile: as many as the integer kernels have, so that both cut rows at the same places.
-const TILE_COLS: usize = 32 * TILE_BLOCKS / 2;
+pub(super) const TILE_COLS: usize = 32 * TILE_BLOCKS / 2;
 
 /// Weights whose elements are converted one by one.
 ///
@@ -154,17 +154,16 @@ unsafe fn sums([a, b, c, d]: [__m256; 4]) -> __m128 {
 /// The work on a float tile, compiled for one level each; as [`super::tile::TileKernels`].
 #[derive(Clone, Copy)]
 pub(super) struct FloatKernels {
-    pub unpack: unsafe fn(&Job, Columns, &mut Tile),
-    pub tokens: unsafe fn(&Job, Columns, &Tile),
+    pub unpack: unsafe fn(&Job, Columns, *mut Tile),
+    pub tokens: unsafe fn(&Job, Columns, *mut Tile),
     /// Rows of a tile
     pub rows: usize,
 }
 
-/// Rows and columns of a tile.
+/// Rows and columns of a tile, and which tokens it meets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Columns {
-    first_row: usize,
-    rows: usize,
+    place: Place,
     first: usize,
     count: usize,
 }
@@ -173,13 +172,17 @@ pub(super) struct Columns {
 ///
 /// # Safety
 /// The processor has the level of `kernels`; `tiles` lie in the part and no other thread writes their rows to `job.out`.
-pub(super) unsafe fn tiles(kernels: FloatKernels, job: &Job, tiles: Range<usize>, tile: &mut Tile) {
-    for first_row in tiles.map(|t| t * kernels.rows) {
-        let rows = kernels.rows.min(job.part.rows - first_row);
-        for first in (0..job.cols).step_by(TILE_COLS) {
-            let at = Columns { first_row, rows, first, count: TILE_COLS.min(job.cols - first) };
-            (kernels.unpack)(job, at, tile);
-            (kernels.tokens)(job, at, tile);
+pub(super) unsafe fn tiles(kernels: FloatKernels, job: &Job, tiles: Range<usize>, tile: *mut Tile) {
+    let all = job.x.shape[0];
+    for row in tiles.map(|t| t * kernels.rows) {
+        for token in (0..all).step_by(MAX_TOKENS) {
+            let (count, tokens) = (kernels.rows.min(job.part.rows - row), MAX_TOKENS.min(all - token));
+            let place = Place { first: row, count, block: 0, blocks: 0, token, tokens };
+            for first in (0..job.cols).step_by(TILE_COLS) {
+                let at = Columns { place, first, count: TILE_COLS.min(job.cols - first) };
+                (kernels.unpack)(job, at, tile);
+                (kernels.tokens)(job, at, tile);
+            }
         }
     }
 }
@@ -189,17 +192,16 @@ pub(super) unsafe fn tiles(kernels: FloatKernels, job: &Job, tiles: Range<usize>
 /// # Safety
 /// As [`tiles`], for AVX2, FMA, F16C and `L`.
 #[inline(always)]
-pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
+pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: *mut Tile) {
     let dtype = job.part.dtype;
     // Whole blocks: both ends are multiples of the block length.
     let bytes = |cols: usize| cols / dtype.block_len() * dtype.block_bytes();
     let whole = at.count & !7;
-    let to = tile.floats();
     let mut buffer = [[0.0f32; TILE_COLS]; 8];
     for eight in (0..VECS * L::N).step_by(8) {
         let (vec, lane) = (eight / L::N, eight % L::N);
         for r in 0..8 {
-            let row = at.first_row + (eight + r).min(at.rows - 1);
+            let row = at.place.first + (eight + r).min(at.place.count - 1);
             let packed = &job.part.stored()[row * job.part.row_bytes + bytes(at.first)..][..bytes(at.count)];
             let buffer = &mut buffer[r][..at.count];
             match dtype {
@@ -209,7 +211,7 @@ pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
                 _ => quant::dequantize(dtype, packed, buffer).expect("prepare checked dtype and row length"),
             }
         }
-        let to = to.add(vec * TILE_COLS * L::N + lane);
+        let to = |column: usize| Tile::float::<L>(tile, column, vec).add(lane);
         for k in (0..whole).step_by(8) {
             let mut v = [_mm256_setzero_si256(); 8];
             for r in 0..8 {
@@ -217,12 +219,12 @@ pub(super) unsafe fn unpack<L: Lanes>(job: &Job, at: Columns, tile: &mut Tile) {
             }
             let v = transpose(v);
             for c in 0..8 {
-                _mm256_storeu_si256(to.add((k + c) * L::N).cast(), v[c]);
+                _mm256_storeu_si256(to(k + c).cast(), v[c]);
             }
         }
         for k in whole..at.count {
             for r in 0..8 {
-                *to.add(k * L::N + r) = buffer[r][k];
+                *to(k).add(r) = buffer[r][k];
             }
         }
     }
@@ -267,11 +269,10 @@ unsafe fn convert<W: Floats>(packed: &[u8], out: &mut [f32]) {
 /// # Safety
 /// As [`tiles`], for `L`; `tile` holds `at`.
 #[inline(always)]
-pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: &Tile) {
-    let tokens = job.x.shape[0];
+pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: *mut Tile) {
     let mut token = 0;
-    while token < tokens {
-        token += match tokens - token {
+    while token < at.place.tokens {
+        token += match at.place.tokens - token {
             1 => some_of_tile::<L, 1>(job, at, tile, token),
             2..=5 => some_of_tile::<L, 2>(job, at, tile, token),
             _ => some_of_tile::<L, 6>(job, at, tile, token),
@@ -279,17 +280,24 @@ pub(super) unsafe fn tokens<L: Lanes>(job: &Job, at: Columns, tile: &Tile) {
     }
 }
 
+/// `T` tokens from the `token`-th of the tile on. Returns `T`.
 #[inline(always)]
-unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &Tile, token: usize) -> usize {
-    let place = Place { first: at.first_row, count: at.rows, block: at.first, blocks: 0, token: 0, tokens: job.x.shape[0] };
+unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: *mut Tile, token: usize) -> usize {
     let mut x = [std::ptr::null::<f32>(); T];
     for t in 0..T {
-        x[t] = job.x.at([token + t, at.first]);
+        x[t] = job.x.at([at.place.token + token + t, at.first]);
     }
     // Sums as the dot products of few tokens form them: each eighth column in a lane, then the lanes pairwise. A sum is added
     // to its neighbour as soon as both are complete, so that one of each size is waiting at most.
     let mut waiting = [[[L::zero_f(); VECS]; T]; 4];
     for lane in 0..8 {
+        for t in 0..T {
+            // The same columns of the next tokens.
+            let next = x[t].wrapping_add(T * job.x.stride(0) + TILE_COLS / 8 * lane).cast::<i8>();
+            for line in 0..TILE_COLS / 8 * 4 / 64 {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line));
+            }
+        }
         let mut acc = eighth::<L, T>(at.count, tile, x, lane);
         let mut size = 0;
         while lane >> size & 1 == 1 {
@@ -304,7 +312,14 @@ unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &
     }
     for t in 0..T {
         for v in 0..VECS {
-            end::<L>(job, place, token + t, v, L::add(begin::<L>(job, place, token + t, v), waiting[3][t][v]));
+            let sum = Tile::float_sum::<L>(tile, token + t, v);
+            let before = if at.first == 0 { begin::<L>(job, at.place, at.place.token + token + t, v) } else { L::load_f(sum) };
+            let total = L::add(before, waiting[3][t][v]);
+            if at.first + at.count == job.cols {
+                end::<L>(job, at.place, at.place.token + token + t, v, total);
+            } else {
+                L::store_f(sum, total);
+            }
         }
     }
     T
@@ -312,19 +327,38 @@ unsafe fn some_of_tile<L: Lanes, const T: usize>(job: &Job, at: Columns, tile: &
 
 /// The sums over columns `lane`, `lane + 8` and so on of a tile.
 #[inline(always)]
-unsafe fn eighth<L: Lanes, const T: usize>(cols: usize, tile: &Tile, x: [*const f32; T], lane: usize) -> [[L::F; VECS]; T] {
+unsafe fn eighth<L: Lanes, const T: usize>(cols: usize, tile: *mut Tile, x: [*const f32; T], lane: usize) -> [[L::F; VECS]; T] {
     let mut acc = [[L::zero_f(); VECS]; T];
-    let weights = tile.floats_ref();
-    for k in (lane..cols).step_by(8) {
-        let mut w = [L::zero_f(); VECS];
-        for v in 0..VECS {
-            w[v] = L::load_f(weights.add((v * TILE_COLS + k) * L::N));
+    let mut column = lane;
+    // Four at a time: the end of a short loop is guessed right, that of a long one is not.
+    while column + 24 < cols {
+        for _ in 0..4 {
+            acc = column_of::<L, T>(tile, x, column, acc);
+            column += 8;
         }
-        for t in 0..T {
-            let x = L::broadcast_f(x[t].add(k));
-            for v in 0..VECS {
-                acc[t][v] = L::fma(w[v], x, acc[t][v]);
-            }
+    }
+    while column < cols {
+        acc = column_of::<L, T>(tile, x, column, acc);
+        column += 8;
+    }
+    acc
+}
+
+#[inline(always)]
+unsafe fn column_of<L: Lanes, const T: usize>(
+    tile: *mut Tile,
+    x: [*const f32; T],
+    column: usize,
+    mut acc: [[L::F; VECS]; T],
+) -> [[L::F; VECS]; T] {
+    let mut w = [L::zero_f(); VECS];
+    for v in 0..VECS {
+        w[v] = L::load_f(Tile::float::<L>(tile, column, v));
+    }
+    for t in 0..T {
+        let x = L::broadcast_f(x[t].add(column));
+        for v in 0..VECS {
+            acc[t][v] = L::fma(w[v], x, acc[t][v]);
         }
     }
     acc

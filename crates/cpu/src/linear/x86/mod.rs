@@ -91,7 +91,7 @@ pub(super) fn run<'a>(
             };
             // SAFETY: as above.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
-                float::tiles(kernels, &job, range, &mut *memory.of(worker));
+                float::tiles(kernels, &job, range, memory.of(worker));
             });
         }
     }
@@ -220,21 +220,21 @@ unsafe fn float_dot<W: Floats>(job: &Job, rows: Range<usize>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_unpack_avx2(job: &Job, at: Columns, tile: &mut Tile) {
+unsafe fn float_unpack_avx2(job: &Job, at: Columns, tile: *mut Tile) {
     float::unpack::<Eight>(job, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_unpack_avx512(job: &Job, at: Columns, tile: &mut Tile) {
+unsafe fn float_unpack_avx512(job: &Job, at: Columns, tile: *mut Tile) {
     float::unpack::<Sixteen>(job, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_tokens_avx2(job: &Job, at: Columns, tile: &Tile) {
+unsafe fn float_tokens_avx2(job: &Job, at: Columns, tile: *mut Tile) {
     float::tokens::<Eight>(job, at, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_tokens_avx512(job: &Job, at: Columns, tile: &Tile) {
+unsafe fn float_tokens_avx512(job: &Job, at: Columns, tile: *mut Tile) {
     float::tokens::<Sixteen>(job, at, tile)
 }

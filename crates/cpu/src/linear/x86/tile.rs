@@ -22,6 +22,7 @@ use super::{
         activations::{ActivationRows, Block, GROUP},
         panels::Panels,
     },
+    float::TILE_COLS,
     formats::{Format, Packed},
     lanes::Lanes,
     product::{Product, VECS},
@@ -46,8 +47,8 @@ pub(crate) struct Tile {
     units: [f32; TILE_BLOCKS * ROWS],
     /// `[groups, vectors / VECS, tokens of the group, VECS, N]`
     sums: [f32; MAX_TOKENS * ROWS],
-    /// `[VECS, columns, N]`, of the F32 kernels
-    floats: [f32; VECS * TILE_BLOCKS * 16 * 16],
+    /// `[8, columns / 8, VECS, N]`, of the F32 kernels
+    floats: [f32; VECS * TILE_COLS * 16],
 }
 
 impl Tile {
@@ -57,16 +58,8 @@ impl Tile {
         mins: [0.0; TILE_BLOCKS * 2 * ROWS],
         units: [0.0; TILE_BLOCKS * ROWS],
         sums: [0.0; MAX_TOKENS * ROWS],
-        floats: [0.0; VECS * TILE_BLOCKS * 16 * 16],
+        floats: [0.0; VECS * TILE_COLS * 16],
     };
-
-    pub(super) fn floats(&mut self) -> *mut f32 {
-        self.floats.as_mut_ptr()
-    }
-
-    pub(super) fn floats_ref(&self) -> *const f32 {
-        self.floats.as_ptr()
-    }
 
     #[inline(always)]
     pub(super) unsafe fn codes<P: Product>(tile: *mut Self, block: usize, step: usize, vec: usize) -> *mut u8 {
@@ -86,6 +79,18 @@ impl Tile {
     #[inline(always)]
     pub(super) unsafe fn units<L: Lanes>(tile: *mut Self, block: usize, vec: usize) -> *mut f32 {
         (&raw mut (*tile).units).cast::<f32>().add(block * ROWS + vec * L::N)
+    }
+
+    /// Of the F32 kernels, of one column: each eighth column lies behind the other.
+    #[inline(always)]
+    pub(super) unsafe fn float<L: Lanes>(tile: *mut Self, column: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).floats).cast::<f32>().add(((column % 8 * (TILE_COLS / 8) + column / 8) * VECS + vec) * L::N)
+    }
+
+    /// Of the F32 kernels, of one token.
+    #[inline(always)]
+    pub(super) unsafe fn float_sum<L: Lanes>(tile: *mut Self, token: usize, vec: usize) -> *mut f32 {
+        (&raw mut (*tile).sums).cast::<f32>().add(token * ROWS + vec * L::N)
     }
 
     /// Of a group and the vectors from `vec` on.
@@ -233,25 +238,24 @@ unsafe fn some<P: Product, const T: usize>(
     }
 }
 
-/// What the sums of vector `v` start from: what the product is added to, or what the tile before has left.
+/// What the sums of vector `v` start from: bias, and what the product is added to.
 #[inline(always)]
 pub(super) unsafe fn begin<L: Lanes>(job: &Job, at: Place, token: usize, v: usize) -> L::F {
-    if at.block == 0 && !job.add {
-        return biases::<L>(job, at, v);
+    let biases = biases::<L>(job, at, v);
+    if !job.add {
+        return biases;
     }
     let row = v * L::N;
     let rows = at.count.saturating_sub(row).min(L::N);
     let column = job.part.first_row + at.first + row;
-    let sums = if rows == L::N {
-        L::load_f(job.out.at([token, column]))
-    } else {
-        let mut values = [0.0f32; 16];
-        for (r, value) in values.iter_mut().enumerate().take(rows) {
-            *value = *job.out.at([token, column + r]);
-        }
-        L::load_f(values.as_ptr())
-    };
-    if at.block == 0 { L::add(biases::<L>(job, at, v), sums) } else { sums }
+    if rows == L::N {
+        return L::add(biases, L::load_f(job.out.at([token, column])));
+    }
+    let mut values = [0.0f32; 16];
+    for (r, value) in values.iter_mut().enumerate().take(rows) {
+        *value = *job.out.at([token, column + r]);
+    }
+    L::add(biases, L::load_f(values.as_ptr()))
 }
 
 /// The bias of the rows of vector `v`.
