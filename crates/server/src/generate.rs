@@ -155,7 +155,7 @@ impl Source {
         for index in 1..self.generation.n {
             let source = self.clone();
             // What was valid for the first answer is valid for all.
-            let submitted = self.service.submit(self.generation.request(prompt.to_vec(), index)).await;
+            let submitted = self.service.submit_sibling(self.generation.request(prompt.to_vec(), index)).await;
             let stream = text_stream(&self.tokenizer, &self.generation);
             let (Ok(mut ticket), Ok(stream)) = (submitted, stream) else {
                 // Closing the channel without a last piece is the failure that `Answers::next` reports.

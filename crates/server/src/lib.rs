@@ -31,6 +31,7 @@ mod routes;
 mod sampling;
 mod service;
 mod structured;
+mod tls;
 mod tools;
 mod trace;
 mod turn;
@@ -42,6 +43,7 @@ pub use limits::{KeyLimits, Keys};
 pub use output::ToolFormat;
 pub use routes::{HttpOptions, router, serve};
 pub use service::{KvWatch, Refused, Service, Snapshot, Ticket, Update};
+pub use tls::{Tls, TlsError};
 
 /// Seconds since 1970.
 fn now_s() -> u64 {

@@ -6,6 +6,7 @@ use axum::{Router, serve::Listener};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
+    time::timeout,
 };
 
 use crate::{connection, routes::HttpOptions};
@@ -29,7 +30,15 @@ pub async fn listen(mut listener: TcpListener, router: Router, options: Arc<Http
         let _ = socket.set_nodelay(true);
         let (router, options, stopped) = (router.clone(), Arc::clone(&options), stopped.clone());
         tokio::spawn(async move {
-            connection::serve(socket, router, &options, stopped).await;
+            match &options.tls {
+                None => connection::serve(socket, router, &options, stopped).await,
+                // The handshake has the time of a head.
+                Some(tls) => match timeout(options.head_timeout, tls.acceptor().accept(socket)).await {
+                    Ok(Ok(socket)) => connection::serve(socket, router, &options, stopped).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => {}
+                },
+            }
             drop(slot);
         });
     }

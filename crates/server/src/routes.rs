@@ -14,7 +14,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{anthropic, app::App, error::ApiError, held::Held, limits::Client, listen::listen, openai, operations, page, trace};
+use crate::{anthropic, app::App, error::ApiError, held::Held, limits::Client, listen::listen, openai, operations, page, tls::Tls, trace};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct HttpOptions {
     pub cors_origins: Vec<HeaderValue>,
     /// How long running requests may take to end after the signal to stop
     pub drain: Duration,
+    /// Speak TLS
+    pub tls: Option<Tls>,
     /// Connections at once; more wait to be accepted
     pub max_connections: u32,
     /// Longest request line with headers; 8 KiB at the least
@@ -43,6 +45,7 @@ impl Default for HttpOptions {
             max_body_bytes: 32 << 20,
             cors_origins: Vec::new(),
             drain: Duration::from_secs(300),
+            tls: None,
             max_connections: 8192,
             max_head_bytes: 64 << 10,
             head_timeout: Duration::from_secs(60),

@@ -20,6 +20,9 @@ use tokio::sync::{broadcast, mpsc as updates, oneshot};
 /// How often an idle engine shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
 
+/// How long an idle engine that drains waits for more of what it has taken: further answers to a prompt come behind the first.
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
 /// Steps with changes of the KV cache that a reader may be behind before it loses some.
 const KV_EVENTS_BEHIND: usize = 4096;
 
@@ -86,6 +89,8 @@ pub struct KvWatch {
 enum Command {
     Submit {
         request: Box<Request>,
+        /// Part of what has been taken already: taken also while draining
+        belongs: bool,
         reply: oneshot::Sender<Result<RequestId, Refused>>,
         updates: updates::UnboundedSender<Update>,
     },
@@ -123,9 +128,21 @@ impl Service {
     /// # Errors
     /// When it is refused, or the engine is not there to take it.
     pub async fn submit(&self, request: Request) -> Result<Ticket, Refused> {
+        self.send(request, false).await
+    }
+
+    /// Hands over one more request for an answer to something that has been taken: it is taken also while draining.
+    ///
+    /// # Errors
+    /// As [`Service::submit`].
+    pub async fn submit_sibling(&self, request: Request) -> Result<Ticket, Refused> {
+        self.send(request, true).await
+    }
+
+    async fn send(&self, request: Request, belongs: bool) -> Result<Ticket, Refused> {
         let (reply, answer) = oneshot::channel();
         let (sender, receiver) = updates::unbounded_channel();
-        let command = Command::Submit { request: Box::new(request), reply, updates: sender };
+        let command = Command::Submit { request: Box::new(request), belongs, reply, updates: sender };
         self.commands.send(command).map_err(|_| Refused::Dead)?;
         let id = answer.await.map_err(|_| Refused::Dead)??;
         Ok(Ticket { id, commands: self.commands.clone(), updates: receiver, finished: false })
@@ -219,12 +236,10 @@ impl Worker {
     fn take_commands(&mut self) -> bool {
         loop {
             let idle = !self.engine.has_work();
-            if idle && self.draining {
-                return false;
-            }
             let command = if idle {
-                match self.commands.recv_timeout(IDLE_BEAT) {
+                match self.commands.recv_timeout(if self.draining { LAST_WAIT } else { IDLE_BEAT }) {
                     Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) if self.draining => return false,
                     Err(RecvTimeoutError::Timeout) => return true,
                     Err(RecvTimeoutError::Disconnected) => return false,
                 }
@@ -236,8 +251,8 @@ impl Worker {
                 }
             };
             match command {
-                Command::Submit { reply, .. } if self.draining => drop(reply.send(Err(Refused::Draining))),
-                Command::Submit { request, reply, updates } => {
+                Command::Submit { belongs: false, reply, .. } if self.draining => drop(reply.send(Err(Refused::Draining))),
+                Command::Submit { request, reply, updates, .. } => {
                     let submitted = self.engine.submit(*request);
                     if let Ok(id) = submitted {
                         self.clients.insert(id, updates);

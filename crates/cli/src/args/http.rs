@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
-use ferrum_server::{HttpOptions, KeyLimits, Keys};
+use ferrum_server::{HttpOptions, KeyLimits, Keys, Tls};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "HTTP")]
@@ -25,6 +25,12 @@ pub struct HttpArgs {
     /// Tokens that may be computed for one API key in a minute
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub max_tokens_per_minute_per_key: Option<u32>,
+    /// Speak TLS with the certificates in this PEM file, the server's own first
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Web page that may send requests from a browser, e.g. https://example.org; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
@@ -68,11 +74,13 @@ impl HttpArgs {
     }
 
     /// # Errors
-    /// When an origin is none.
+    /// When an origin is none, or there is no TLS with the certificate and the key.
     pub fn options(&self) -> anyhow::Result<HttpOptions> {
         let origins = self.cors_origin.iter().map(|o| o.parse().with_context(|| format!("--cors-origin {o}")));
         let seconds = |s: u32| Duration::from_secs(s.into());
+        let tls = self.tls_cert.as_ref().zip(self.tls_key.as_ref()).map(|(certificate, key)| Tls::read(certificate, key)).transpose()?;
         Ok(HttpOptions {
+            tls,
             max_body_bytes: (self.max_body_mib as usize) << 20,
             max_head_bytes: (self.max_head_kib as usize) << 10,
             max_connections: self.max_connections,

@@ -34,7 +34,8 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         let listener =
             listener.with_context(|| format!("cannot listen on {}:{}; choose another --host or --port", args.host, args.port))?;
         let address = listener.local_addr()?;
-        tracing::info!("listening on http://{address}");
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        tracing::info!("listening on {scheme}://{address}");
         let (loaded, loading) = oneshot::channel();
         let loader = {
             let app = Arc::clone(&app);

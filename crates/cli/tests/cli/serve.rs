@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::common::{command, fixture};
+use crate::common::{command, error, fixture, text};
 
 /// A server on a tiny model. It is killed when it is dropped.
 struct Server {
@@ -94,4 +94,107 @@ fn a_line_of_the_log_is_one_object_with_the_request_in_its_trace() {
     server.ask(&get("/v1/models", "traceparent: nonsense\r\n"));
     let line: Value = serde_json::from_str(&server.line("\"request\"")).unwrap();
     assert!(line.get("trace_id").is_none() && line["request_id"].as_str().is_some_and(|id| id.len() == 24), "{line}");
+}
+
+/// A request for `n` answers of `tokens` each, streamed, on a connection that closes behind it.
+fn stream(n: usize, tokens: usize) -> String {
+    let body = format!(r#"{{"prompt": "the cat", "n": {n}, "max_tokens": {tokens}, "ignore_eos": true, "stream": true}}"#);
+    format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Reads until the first event of a stream has come.
+fn begun(socket: &mut TcpStream) -> String {
+    let (mut text, mut buffer) = (String::new(), [0; 4096]);
+    while !text.contains("data: ") {
+        let count = socket.read(&mut buffer).unwrap();
+        assert_ne!(count, 0, "{text}");
+        text += std::str::from_utf8(&buffer[..count]).unwrap();
+    }
+    text
+}
+
+#[test]
+fn a_killed_server_leaves_nothing_and_its_successor_takes_the_port_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = |port: &str| {
+        ["--port", port, "--max-seqs", "4", "--models-dir"]
+            .map(String::from)
+            .into_iter()
+            .chain([folder.path().display().to_string()])
+            .collect::<Vec<_>>()
+    };
+    let start = |port: &str| Server::start(&args(port).iter().map(String::as_str).collect::<Vec<_>>());
+    let mut server = start("0");
+    let address = server.address.clone();
+    let port = address.rsplit_once(':').unwrap().1.to_owned();
+    for _ in 0..3 {
+        // Four run, and two wait.
+        let mut streams: Vec<TcpStream> = (0..6).map(|_| server.send(&stream(64, 200))).collect();
+        begun(&mut streams[0]);
+        server.process.kill().unwrap();
+        assert!(!server.process.wait().unwrap().success());
+        // Its connections are ended, by the system, and at once.
+        for socket in &mut streams {
+            let mut rest = Vec::new();
+            let _ = socket.read_to_end(&mut rest);
+            assert!(!rest.ends_with(b"[DONE]\n\n"));
+        }
+        let dead = std::mem::replace(&mut server, start(&port));
+        assert_eq!(server.address, address);
+        drop(dead);
+        let answer = server.ask(&stream(1, 3));
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("data: [DONE]"), "{answer}");
+        assert!(server.ask(&get("/health", "")).starts_with("HTTP/1.1 200 "));
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "files are left");
+}
+
+#[test]
+fn sigterm_lets_streams_end_takes_no_more_and_exits_with_0() {
+    let mut server = Server::start(&["--port", "0"]);
+    let mut streams: Vec<TcpStream> = (0..4).map(|_| server.send(&stream(8, 200))).collect();
+    let beginnings: Vec<String> = streams.iter_mut().map(begun).collect();
+    // Connected before, and asking behind.
+    let mut late = TcpStream::connect(&server.address).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.process.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    server.line("stopping");
+    let mut refused = String::new();
+    let _ = late.write_all(stream(1, 3).as_bytes());
+    let _ = late.read_to_string(&mut refused);
+    assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(TcpStream::connect(&server.address).is_err(), "the port is closed");
+    for (mut socket, mut text) in streams.into_iter().zip(beginnings) {
+        socket.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("data: [DONE]"), "{text}");
+        assert_eq!(text.matches("\"finish_reason\":\"length\"").count(), 8, "{text}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while server.process.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the server is still there");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(server.process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn limits_and_keys_that_cannot_be_are_refused_before_anything_is_loaded() {
+    let model = fixture("llama3");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "sk-secret max-concurrent=many\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, part) in [
+        (&["--max-connections", "0"][..], "--max-connections"),
+        (&["--max-head-kib", "1"], "--max-head-kib"),
+        (&["--body-timeout-s", "0"], "--body-timeout-s"),
+        (&["--tls-cert", "cert.pem"], "--tls-key"),
+        (&["--tls-cert", "no-such.pem", "--tls-key", "key.pem"], "no-such.pem"),
+        (&["--api-key-file", file], "line 1: `max-concurrent`"),
+        (&["--cors-origin", "a\nb"], "--cors-origin"),
+    ] {
+        let text = error(&[&["serve", &model], args].concat());
+        assert!(text.contains(part) && !text.contains("sk-secret"), "{args:?}: {text}");
+    }
+    let shown = text(&["serve", "--print-config", "--head-timeout-s", "7"]);
+    assert!(shown.contains("head-timeout-s = 7  # flag") && shown.contains("max-connections = 8192  # default"), "{shown}");
 }
