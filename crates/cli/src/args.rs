@@ -1,5 +1,6 @@
 //! Every flag. The texts here are also the man page and the shell completions.
 
+pub mod bench_serve;
 mod http;
 
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ pub enum Command {
     Show(ShowArgs),
     /// Show how much memory a model will take, before it is loaded
     Plan(PlanArgs),
-    /// Measure prompt and generation speed
+    /// Measure prompt and generation speed, or with `serve` what users of a server feel
     Bench(BenchArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
@@ -292,7 +293,10 @@ pub struct PlanArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
     /// Alias, Hugging Face id, .gguf file or folder
     #[arg(required_unless_present = "dummy_weights")]
     pub model: Option<String>,
@@ -326,6 +330,13 @@ pub struct BenchArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub hub: HubArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Send requests to a server and measure its throughput and latencies
+    #[command(after_help = bench_serve::EXAMPLES)]
+    Serve(Box<bench_serve::BenchServeArgs>),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,6 +1,7 @@
 //! Options from a file: it says what flags would say, under their long names, and a flag wins over it.
 //!
-//! Keys at the top of the file hold for every command that has such a flag; those in a table named after a command, for that one:
+//! Keys at the top of the file hold for every command that has such a flag; those in a table named after a command, for that one
+//! (`[bench.serve]` for `ferrum bench serve`):
 //!
 //! ```toml
 //! threads = 8
@@ -37,14 +38,15 @@ pub fn parse(mut given: Vec<OsString>) -> anyhow::Result<Parsed> {
     let mut command = Args::command();
     // Errors come out below, when the file has been heard too: it may have what is missing here.
     let first = command.clone().ignore_errors(true).try_get_matches_from(&given)?;
-    let Some((name, flags)) = first.subcommand() else {
+    let (path_to_command, flags) = innermost(&first);
+    if path_to_command.is_empty() {
         return Ok(Parsed::Args(Box::new(Args::from_arg_matches(&command.try_get_matches_from(given)?)?)));
-    };
+    }
     let chosen = flags.get_one::<PathBuf>("config").cloned();
     let path = chosen.or_else(|| user_file().filter(|path| path.is_file()));
     let mut settings = Vec::new();
     if let Some(path) = &path {
-        settings = read(path, &command, name)?;
+        settings = read(path, &command, &path_to_command)?;
         settings.retain(|s| flags.value_source(&s.id) != Some(ValueSource::CommandLine));
     }
     let end = given.iter().position(|arg| arg == "--").unwrap_or(given.len());
@@ -52,7 +54,7 @@ pub fn parse(mut given: Vec<OsString>) -> anyhow::Result<Parsed> {
 
     let explain = flags.get_flag("print_config");
     if explain {
-        command = command.mut_subcommand(name, |c| c.mut_args(|arg| arg.required(false)));
+        command = without_required(command, &path_to_command);
     }
     let matches = command.clone().try_get_matches_from(given).map_err(|error| match &path {
         Some(path) if !settings.is_empty() && error.use_stderr() => {
@@ -61,9 +63,33 @@ pub fn parse(mut given: Vec<OsString>) -> anyhow::Result<Parsed> {
         }
         _ => error.into(),
     })?;
-    match matches.subcommand() {
-        Some((name, flags)) if explain => Ok(Parsed::Explained(explanation(&command, name, flags, &settings, path.as_deref()))),
-        _ => Ok(Parsed::Args(Box::new(Args::from_arg_matches(&matches)?))),
+    if explain {
+        let (names, flags) = innermost(&matches);
+        return Ok(Parsed::Explained(explanation(&command, &names, flags, &settings, path.as_deref())));
+    }
+    Ok(Parsed::Args(Box::new(Args::from_arg_matches(&matches)?)))
+}
+
+/// The names of the command and the command within it that are called, and its flags.
+fn innermost(matches: &ArgMatches) -> (Vec<&str>, &ArgMatches) {
+    let (mut names, mut flags) = (Vec::new(), matches);
+    while let Some((name, of_command)) = flags.subcommand() {
+        names.push(name);
+        flags = of_command;
+    }
+    (names, flags)
+}
+
+/// The command that `names` lead to.
+fn find<'a>(command: &'a Command, names: &[&str]) -> Option<&'a Command> {
+    names.iter().try_fold(command, |command, name| command.find_subcommand(name))
+}
+
+/// With nothing that must be given to the command that `names` lead to.
+fn without_required(command: Command, names: &[&str]) -> Command {
+    match names {
+        [] => command.mut_args(|arg| arg.required(false)),
+        [name, rest @ ..] => command.mut_subcommand(*name, |within| without_required(within, rest)),
     }
 }
 
@@ -82,23 +108,24 @@ struct Setting {
     words: Vec<String>,
 }
 
-fn read(path: &Path, command: &Command, name: &str) -> anyhow::Result<Vec<Setting>> {
+fn read(path: &Path, command: &Command, names: &[&str]) -> anyhow::Result<Vec<Setting>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let table: Table = toml::from_str(&text).with_context(|| format!("{} is not TOML", path.display()))?;
-    settings(&table, command, name).with_context(|| format!("in {}", path.display()))
+    settings(&table, command, names).with_context(|| format!("in {}", path.display()))
 }
 
-/// What the table says for the command `name`.
-fn settings(table: &Table, command: &Command, name: &str) -> anyhow::Result<Vec<Setting>> {
+/// What the table says for the command that `names` lead to.
+fn settings(table: &Table, command: &Command, names: &[&str]) -> anyhow::Result<Vec<Setting>> {
     let mut found: Vec<Setting> = Vec::new();
     let (tables, keys): (Vec<_>, Vec<_>) = table.iter().partition(|(_, value)| value.is_table());
+    let mut known = Vec::new();
+    keys_within(command, &mut known);
     for (key, value) in keys {
         let key = key.replace('_', "-");
-        let known: Vec<String> = command.get_subcommands().flat_map(args_of).map(key_of).collect();
         if !known.contains(&key) {
             bail!("`{key}` is no option of any command{}", nearest(&key, known.into_iter()));
         }
-        if let Some(arg) = command.find_subcommand(name).and_then(|c| args_of(c).find(|arg| key_of(arg) == key)) {
+        if let Some(arg) = find(command, names).and_then(|c| args_of(c).find(|arg| key_of(arg) == key)) {
             found.push(setting(arg, key, value)?);
         }
     }
@@ -106,18 +133,39 @@ fn settings(table: &Table, command: &Command, name: &str) -> anyhow::Result<Vec<
         let Some(sub) = command.find_subcommand(of) else {
             bail!("there is no command `{of}`{}", nearest(of, command.get_subcommands().map(|c| c.get_name().to_owned())));
         };
-        for (key, value) in table.as_table().into_iter().flatten() {
-            let key = key.replace('_', "-");
-            let Some(arg) = args_of(sub).find(|arg| key_of(arg) == key) else {
-                bail!("`{key}` is no option of `ferrum {of}`{}", nearest(&key, args_of(sub).map(key_of)));
-            };
-            if of == name {
-                found.retain(|s| s.key != key);
-                found.push(setting(arg, key, value)?);
-            }
-        }
+        let Some(table) = table.as_table() else { continue };
+        settings_of(table, (of, sub), names.strip_prefix(&[of.as_str()]), &mut found)?;
     }
     Ok(found)
+}
+
+/// Adds what the table of one command says, when `rest` of the names is empty: it is then the command that is called. Its own
+/// tables are those of the commands within it.
+fn settings_of(table: &Table, (name, command): (&str, &Command), rest: Option<&[&str]>, found: &mut Vec<Setting>) -> anyhow::Result<()> {
+    for (key, value) in table {
+        if let (Some(within), Some(sub)) = (value.as_table(), command.find_subcommand(key)) {
+            let rest = rest.and_then(|rest| rest.strip_prefix(&[key.as_str()]));
+            settings_of(within, (&format!("{name} {key}"), sub), rest, found)?;
+            continue;
+        }
+        let key = key.replace('_', "-");
+        let Some(arg) = args_of(command).find(|arg| key_of(arg) == key) else {
+            bail!("`{key}` is no option of `ferrum {name}`{}", nearest(&key, args_of(command).map(key_of)));
+        };
+        if rest == Some(&[]) {
+            found.retain(|s| s.key != key);
+            found.push(setting(arg, key, value)?);
+        }
+    }
+    Ok(())
+}
+
+/// The keys of all commands.
+fn keys_within(command: &Command, keys: &mut Vec<String>) {
+    for sub in command.get_subcommands() {
+        keys.extend(args_of(sub).map(key_of));
+        keys_within(sub, keys);
+    }
 }
 
 /// What can be set in a file: all but help, and where the file is.
@@ -153,9 +201,9 @@ fn nearest(wrong: &str, known: impl Iterator<Item = String>) -> String {
 }
 
 /// Every option of the command with what it means, its value, and where that is from, as a file of its own.
-fn explanation(command: &Command, name: &str, flags: &ArgMatches, settings: &[Setting], path: Option<&Path>) -> String {
-    let mut out = format!("[{name}]\n");
-    for arg in command.find_subcommand(name).into_iter().flat_map(args_of) {
+fn explanation(command: &Command, names: &[&str], flags: &ArgMatches, settings: &[Setting], path: Option<&Path>) -> String {
+    let mut out = format!("[{}]\n", names.join("."));
+    for arg in find(command, names).into_iter().flat_map(args_of) {
         let key = key_of(arg);
         let values: Vec<String> = flags
             .get_raw(arg.get_id().as_str())
@@ -195,8 +243,9 @@ fn literal(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn words(text: &str, name: &str) -> anyhow::Result<Vec<String>> {
-        let found = settings(&toml::from_str(text)?, &Args::command(), name)?;
+    fn words(text: &str, names: &str) -> anyhow::Result<Vec<String>> {
+        let names: Vec<&str> = names.split(' ').collect();
+        let found = settings(&toml::from_str(text)?, &Args::command(), &names)?;
         Ok(found.into_iter().flat_map(|s| s.words).collect())
     }
 
@@ -207,6 +256,15 @@ mod tests {
         assert_eq!(words(text, "serve").unwrap(), ["--threads=3", "--api-key=a", "--api-key=b", "--log-format=json", "m", "--port=2"]);
         assert_eq!(words(text, "run").unwrap(), ["--threads=3"]);
         assert_eq!(words(text, "list").unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn commands_within_commands_have_tables_within_tables() {
+        let text = "seed = 4\n[bench]\nprompt = 9\n[bench.serve]\nurl = \"http://h\"\nconcurrency = [1, 8]\n";
+        assert_eq!(words(text, "bench serve").unwrap(), ["--seed=4", "--concurrency=1", "--concurrency=8", "http://h"]);
+        assert_eq!(words(text, "bench").unwrap(), ["--prompt=9"]);
+        let error = words("[bench.serve]\nconcurency = 1", "run").unwrap_err().to_string();
+        assert_eq!(error, "`concurency` is no option of `ferrum bench serve`; did you mean `concurrency`?");
     }
 
     #[test]
@@ -225,11 +283,11 @@ mod tests {
         let command = Args::command();
         let given = ["ferrum", "serve", "m", "--port=9", "--cors-origin=https://a"];
         let matches = command.clone().try_get_matches_from(given).unwrap();
-        let text = explanation(&command, "serve", matches.subcommand().unwrap().1, &[], None);
+        let text = explanation(&command, &["serve"], matches.subcommand().unwrap().1, &[], None);
         let table: Table = toml::from_str(&text).unwrap();
         assert_eq!(table["serve"]["port"].as_integer(), Some(9));
         assert!(text.contains("\n# Port to listen on; 0: any that is free\nport = 9  # flag\n"), "{text}");
         assert!(text.contains("host = \"127.0.0.1\"  # default\n"), "{text}");
-        settings(&table, &command, "serve").unwrap();
+        settings(&table, &command, &["serve"]).unwrap();
     }
 }

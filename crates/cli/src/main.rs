@@ -11,11 +11,12 @@ mod grammar;
 mod interrupt;
 mod open;
 mod output;
+mod random;
 mod sampling;
 
 use std::{process::ExitCode, time::Instant};
 
-use args::Command;
+use args::{BenchCommand, Command};
 use config::Parsed;
 
 fn main() -> ExitCode {
@@ -43,7 +44,10 @@ fn main() -> ExitCode {
         Command::List(args) => commands::list::run(&args),
         Command::Show(args) => commands::show::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
-        Command::Bench(args) => commands::bench::run(&args),
+        Command::Bench(args) => match &args.command {
+            None => commands::bench::run(&args),
+            Some(BenchCommand::Serve(args)) => commands::bench_serve::run(args),
+        },
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => commands::completions::run(&args),

@@ -17,6 +17,7 @@ use crate::{
     args::BenchArgs,
     open::{self, Need},
     output,
+    random::Random,
 };
 
 /// What one repetition took.
@@ -83,7 +84,7 @@ struct Run {
 }
 
 fn measure(engine: &mut Engine, args: &BenchArgs, batch: usize) -> anyhow::Result<Run> {
-    let mut random = Random(0x5EED);
+    let mut random = Random::new(0x5EED);
     let mut samples = Vec::with_capacity(args.repetitions);
     let mut before = engine.stats();
     for i in 0..=args.repetitions {
@@ -181,8 +182,8 @@ fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
 
 fn repetition(engine: &mut Engine, args: &BenchArgs, batch: usize, random: &mut Random) -> anyhow::Result<Sample> {
     engine.clear_cache();
-    let vocab = engine.model_info().vocab as u64;
-    let mut tokens = |n: usize| (0..n).map(|_| (random.next() % vocab) as u32).collect::<Vec<u32>>();
+    let vocab = engine.model_info().vocab;
+    let mut tokens = |n: usize| (0..n).map(|_| random.below(vocab) as u32).collect::<Vec<u32>>();
     let before: Vec<Vec<u32>> = (0..batch).map(|_| tokens(args.depth)).collect();
     if args.depth > 0 {
         let fill = before.iter().map(|prompt| request(prompt.clone(), 1)).collect();
@@ -283,18 +284,6 @@ fn peak_rss_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// xorshift64 (Marsaglia 2003)
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }
 
 #[cfg(test)]

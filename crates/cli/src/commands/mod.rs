@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+pub mod bench_serve;
 pub mod completions;
 pub mod doctor;
 pub mod list;
