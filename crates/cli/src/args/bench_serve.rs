@@ -71,7 +71,7 @@ pub struct WorkloadArgs {
     #[arg(long, value_name = "N")]
     pub output_len: Option<usize>,
     /// Lengths are uniform between (1 - R) and (1 + R) times those asked for, 0 ≤ R < 1
-    #[arg(long, value_name = "R", default_value_t = 0.0, conflicts_with = "dataset")]
+    #[arg(long, value_name = "R", default_value_t = 0.0, conflicts_with = "dataset", allow_negative_numbers = true)]
     pub range_ratio: f64,
     /// Tokens of the beginning that random prompts share
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "dataset")]
@@ -103,7 +103,7 @@ pub struct LoadArgs {
     #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "rate")]
     pub concurrency: Vec<usize>,
     /// Requests a second, at random (Poisson) times, whether or not answers have come; `inf`: all at once
-    #[arg(long, value_name = "R,…", value_delimiter = ',')]
+    #[arg(long, value_name = "R,…", value_delimiter = ',', allow_negative_numbers = true)]
     pub rate: Vec<f64>,
     /// Requests of each point [default: 4 for each that runs at the same time and at least 16; 100 with --rate; no limit with
     /// --duration]

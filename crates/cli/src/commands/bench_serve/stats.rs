@@ -78,12 +78,16 @@ pub fn summarize(groups: &[Vec<f64>], mut random: Random) -> Option<Summary> {
 /// The percentiles of `count` values: each of `sorted` as often as its group was drawn.
 fn weighted_percentiles(sorted: &[(f64, usize)], times: &[usize], count: usize) -> [f64; LEVELS.len()] {
     let ranks = LEVELS.map(|level| level * (count - 1) as f64);
-    let mut wanted = ranks.iter().flat_map(|rank| [rank.floor() as usize, rank.ceil() as usize]).enumerate().peekable();
+    let mut wanted: [(usize, usize); 2 * LEVELS.len()] =
+        std::array::from_fn(|i| (if i % 2 == 0 { ranks[i / 2].floor() } else { ranks[i / 2].ceil() } as usize, i));
+    // The upper neighbour of one level may lie behind the lower one of the next.
+    wanted.sort_unstable();
+    let mut wanted = wanted.into_iter().peekable();
     let mut at = [0.0; 2 * LEVELS.len()];
     let mut seen = 0;
     for &(value, group) in sorted {
         seen += times[group];
-        while let Some((i, _)) = wanted.next_if(|&(_, rank)| rank < seen) {
+        while let Some((_, i)) = wanted.next_if(|&(rank, _)| rank < seen) {
             at[i] = value;
         }
         if wanted.peek().is_none() {
