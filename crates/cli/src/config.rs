@@ -263,8 +263,8 @@ mod tests {
         let text = "seed = 4\n[bench]\nprompt = 9\n[bench.serve]\nurl = \"http://h\"\nconcurrency = [1, 8]\n";
         assert_eq!(words(text, "bench serve").unwrap(), ["--seed=4", "--concurrency=1", "--concurrency=8", "http://h"]);
         assert_eq!(words(text, "bench").unwrap(), ["--prompt=9"]);
-        let error = words("[bench.serve]\nconcurency = 1", "run").unwrap_err().to_string();
-        assert_eq!(error, "`concurency` is no option of `ferrum bench serve`; did you mean `concurrency`?");
+        let error = words("[bench.serve]\nconcurrencies = 1", "run").unwrap_err().to_string();
+        assert_eq!(error, "`concurrencies` is no option of `ferrum bench serve`; did you mean `concurrency`?");
     }
 
     #[test]

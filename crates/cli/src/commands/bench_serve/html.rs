@@ -109,7 +109,7 @@ fn plots(points: &[Point]) -> Vec<Plot<'static>> {
     let over = |title: &str, value: &dyn Fn(&Point) -> Option<Estimate>| {
         let found = points.iter().enumerate().filter_map(|(i, point)| Some((i as f64, value(point)?)));
         let (points, bars) = found.map(|(i, e)| ((i, e.value), (e.low, e.high))).unzip();
-        Series { name: title.to_owned(), points, bars }
+        Series { name: title.to_owned(), points, bars, labels: vec![] }
     };
     type Latency = fn(&Point) -> Option<Summary>;
     let percentiles = |of: Latency| {
@@ -122,13 +122,19 @@ fn plots(points: &[Point]) -> Vec<Plot<'static>> {
     let distribution = |curve: fn(&Point) -> &[f64]| {
         let of = |point: &Point| Series {
             name: format!("{name} {}", point.label()),
-            points: curve(point).iter().enumerate().map(|(level, &ms)| (ms, level as f64)).collect(),
+            // The last hundredth would make all else narrow.
+            points: curve(point).iter().enumerate().take(100).map(|(level, &ms)| (ms, level as f64)).collect(),
             bars: vec![],
+            labels: vec![],
         };
         points.iter().map(of).collect()
     };
     // What one user gets against what all get together: the curve by which operating points are chosen.
-    let trade = points.iter().filter_map(|point| Some((1000.0 / point.tpot_ms?.median.value, point.output_tok_s.value)));
+    let trade = points.iter().filter_map(|point| {
+        let at = (1000.0 / point.tpot_ms?.median.value, point.output_tok_s.value);
+        Some((at, point.label()))
+    });
+    let (trade, labels) = trade.unzip();
     let speed = vec![over("output tok/s", &|point| Some(point.output_tok_s))];
     let mut plots = vec![
         Plot { title: "Output tokens per second", x: x(), y: "tok/s", series: speed },
@@ -138,16 +144,16 @@ fn plots(points: &[Point]) -> Vec<Plot<'static>> {
             title: "All users' speed against one user's",
             x: Axis::Linear("tok/s of one user (1 / median TPOT)"),
             y: "tok/s of all",
-            series: vec![Series { name: "points of the sweep".into(), points: trade.collect(), bars: vec![] }],
+            series: vec![Series { name: String::new(), points: trade, bars: vec![], labels }],
         },
         Plot {
-            title: "Time to first token: share of requests within",
+            title: "Time to first token: share of requests within, up to 99 %",
             x: Axis::Linear("ms"),
             y: "%",
             series: distribution(|point| &point.curves.ttft_ms),
         },
         Plot {
-            title: "Time between tokens: share within",
+            title: "Time between tokens: share within, up to 99 %",
             x: Axis::Linear("ms"),
             y: "%",
             series: distribution(|point| &point.curves.itl_ms),

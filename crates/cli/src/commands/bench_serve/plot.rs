@@ -23,6 +23,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// Ends of a vertical bar at each point; none or as many as points
     pub bars: Vec<(f64, f64)>,
+    /// What stands beside each point; none or as many as points
+    pub labels: Vec<String>,
 }
 
 const WIDTH: f64 = 560.0;
@@ -31,6 +33,8 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 46.0;
+/// Series with more points are lines alone.
+const MAX_MARKS: usize = 40;
 /// Okabe and Ito's colours, which people with colour blindness can tell apart
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
@@ -77,13 +81,22 @@ impl Plot<'_> {
             for (&(px, _), &(low, high)) in series.points.iter().zip(&series.bars) {
                 writeln!(svg, "<path stroke=\"{colour}\" d=\"M{:.1} {:.1}V{:.1}\"/>", x(px), y(low), y(high))?;
             }
-            if matches!(self.x, Axis::Names(..)) {
+            if series.points.len() <= MAX_MARKS {
                 for &(px, py) in &series.points {
                     writeln!(svg, "<circle fill=\"{colour}\" r=\"3\" cx=\"{:.1}\" cy=\"{:.1}\"/>", x(px), y(py))?;
                 }
             }
-            let at = TOP + 4.0 + 15.0 * i as f64;
-            let legend = LEFT + 10.0;
+            for (&(px, py), label) in series.points.iter().zip(&series.labels) {
+                writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x(px) + 6.0, y(py) - 4.0, escape(label))?;
+            }
+            if self.series.len() == 1 {
+                continue;
+            }
+            // Where the lines are not: distributions rise from below on the left.
+            let (legend, at) = match self.x {
+                Axis::Names(..) => (LEFT + 10.0, TOP + 4.0 + 15.0 * i as f64),
+                Axis::Linear(_) => (WIDTH - 150.0, HEIGHT - BOTTOM - 12.0 - 15.0 * (self.series.len() - 1 - i) as f64),
+            };
             writeln!(svg, "<path stroke=\"{colour}\" stroke-width=\"3\" d=\"M{legend} {at}h14\"/>")?;
             writeln!(svg, "<text x=\"{}\" y=\"{}\">{}</text>", legend + 20.0, at + 4.0, escape(&series.name))?;
         }
@@ -139,12 +152,17 @@ mod tests {
 
     #[test]
     fn a_plot_shows_its_points_where_they_belong() {
-        let series = Series { name: "a<b".into(), points: vec![(0.0, 0.0), (1.0, 10.0)], bars: vec![(0.0, 0.0), (5.0, 10.0)] };
+        let series = || Series {
+            name: "a<b".into(),
+            points: vec![(0.0, 0.0), (1.0, 10.0)],
+            bars: vec![(0.0, 0.0), (5.0, 10.0)],
+            labels: vec!["<1>".into(), "2".into()],
+        };
         let x = Axis::Names("x", vec!["one".into(), "\"two\"".into()]);
-        let svg = Plot { title: "t", x, y: "y", series: vec![series] }.svg();
+        let svg = Plot { title: "t", x, y: "y", series: vec![series(), series()] }.svg();
         // The first at the bottom, the second at the top.
         let (left, right, bottom, top) = (LEFT + 24.0, WIDTH - RIGHT - 24.0, HEIGHT - BOTTOM, TOP);
         assert!(svg.contains(&format!("points=\"{left:.1},{bottom:.1} {right:.1},{top:.1}\"")), "{svg}");
-        assert!(svg.contains("a&lt;b") && svg.contains("&quot;two&quot;") && !svg.contains("a<b"), "{svg}");
+        assert!(svg.contains("a&lt;b") && svg.contains("&lt;1&gt;") && svg.contains("&quot;two&quot;") && !svg.contains("a<b"), "{svg}");
     }
 }

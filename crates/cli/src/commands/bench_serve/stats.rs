@@ -99,7 +99,8 @@ fn weighted_percentiles(sorted: &[(f64, usize)], times: &[usize], count: usize) 
 
 /// Per second over `span_s`: the sum of the weights of `events`, which happened at these seconds, and how that varied over time.
 pub fn rate(events: &[(f64, f64)], span_s: f64, mut random: Random) -> Estimate {
-    let total: f64 = events.iter().map(|(_, weight)| weight).sum();
+    // The sum of nothing is -0, which no report shall show.
+    let total = events.iter().fold(0.0, |sum, (_, weight)| sum + weight);
     if span_s <= 0.0 {
         return Estimate::default();
     }
@@ -202,5 +203,6 @@ mod tests {
         // The last event is at the end of the time.
         assert_eq!(rate(&[(10.0, 5.0)], 10.0, Random::new(1)).value, 0.5);
         assert_eq!(rate(&[], 0.0, Random::new(1)).value, 0.0);
+        assert!(rate(&[], 1.0, Random::new(1)).value.is_sign_positive());
     }
 }
