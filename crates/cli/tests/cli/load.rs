@@ -316,12 +316,12 @@ struct Served {
 
 impl Served {
     fn start(args: &[&str]) -> Self {
-        let args = with(&with(&["serve"], args), &["--log-json", "--backend", "cpu", "--threads", "2"]);
+        let args = with(&with(&["serve"], args), &["--log-format", "json", "--backend", "cpu", "--threads", "2"]);
         let mut child = command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let found = log.lines().map_while(Result::ok).find_map(|line| {
-            let message = serde_json::from_str::<Value>(&line).ok()?["fields"]["message"].as_str()?.to_owned();
-            Some(message.strip_prefix("listening on ")?.to_owned())
+            let address = line.split_once("listening on ")?.1;
+            Some(address.split(['"', ' ', '\u{1b}']).next()?.to_owned())
         });
         Self { child, url: found.unwrap() }
     }
