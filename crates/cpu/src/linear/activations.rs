@@ -158,69 +158,140 @@ impl ActivationRows {
     }
 }
 
-/// Quantises `tokens` into groups of `T`; `row` gives the elements of one.
+/// Quantises `tokens`, of which the first begins a group, into groups of `T`; `row` gives the elements of one.
 ///
 /// # Safety
-/// The processor has AVX2; each row has `rows.blocks` whole blocks; nobody else uses these rows of `rows`.
+/// The processor has AVX2; each row has `rows.blocks` whole blocks; nobody else uses these groups of `rows`.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn quantize_avx2<const T: usize>(rows: &ActivationRows, tokens: Range<usize>, row: impl Fn(usize) -> *const f32) {
-    for token in tokens {
-        // SAFETY: promised by the caller.
-        unsafe {
-            let (x, t) = (row(token), token % T);
-            let to = rows.group::<T>(token - t);
-            let (threshold, mut outliers) = (OUTLIER * mean_magnitude(x, rows.blocks), Outliers::default());
-            for column in (0..rows.blocks * BLOCK).step_by(8) {
-                let mut found = _mm256_movemask_ps(above(_mm256_loadu_ps(x.add(column)), threshold));
+    for first in tokens.clone().step_by(T) {
+        let count = T.min(tokens.end - first);
+        let (mut x, mut outliers) = ([std::ptr::null(); T], [Outliers::default(); T]);
+        for t in 0..count {
+            x[t] = row(first + t);
+            // SAFETY: promised by the caller.
+            unsafe {
+                outliers[t] = find_outliers(x[t], rows.blocks);
+                *rows.outliers.add(first + t) = outliers[t];
+            }
+        }
+        for block in 0..rows.blocks {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let to = &mut *rows.group::<T>(first).add(block);
+                let mut codes = [_mm256_setzero_si256(); T];
+                for t in 0..count {
+                    codes[t] = quantize_block(x[t].add(block * BLOCK), block, &outliers[t], to, t);
+                }
+                store_by_step(&codes, &mut to.codes);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX2 and FMA; `x` has `blocks` whole blocks.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn find_outliers(x: *const f32, blocks: usize) -> Outliers {
+    let mut outliers = Outliers::default();
+    // SAFETY: promised by the caller.
+    unsafe {
+        let threshold = OUTLIER * mean_magnitude(x, blocks);
+        for block in 0..blocks {
+            let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)));
+            let [a, b, c, d] = v.map(|v| above(v, threshold));
+            if _mm256_movemask_ps(_mm256_or_ps(_mm256_or_ps(a, b), _mm256_or_ps(c, d))) == 0 {
+                continue;
+            }
+            for (i, v) in [a, b, c, d].into_iter().enumerate() {
+                let mut found = _mm256_movemask_ps(v);
                 while found != 0 {
-                    let n = column + found.trailing_zeros() as usize;
+                    let n = block * BLOCK + 8 * i + found.trailing_zeros() as usize;
                     outliers.push(n, *x.add(n));
                     found &= found - 1;
                 }
             }
-            let mut rest = outliers.iter().peekable();
-            *rows.outliers.add(token) = outliers;
-            for block in 0..rows.blocks {
-                let mut v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(block * BLOCK + 8 * i)));
-                while let Some((column, _)) = rest.next_if(|o| o.0 / BLOCK == block) {
-                    for (i, v) in v.iter_mut().enumerate() {
-                        let n = _mm256_cvtepi8_epi32(_mm_loadl_epi64(one_hot(column).add(8 * i).cast()));
-                        *v = _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(n, _mm256_setzero_si256())), *v);
-                    }
-                }
-                let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
-                let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
-                let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-                let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-                let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-                let d = max / 127.0;
-                // A block of zeros, or of numbers too small to have an inverse, is all zeros.
-                let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
-                let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
-                // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
-                let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-                let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-                // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
-                let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-                let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
-                let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
-                let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                let pairs = _mm256_slli_epi16::<5>(pairs);
-                let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
-                let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
-                let mut codes = [[0i8; 4]; 8];
-                _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes);
-                let to = &mut *to.add(block);
-                for (to, codes) in to.codes.iter_mut().zip(codes) {
-                    to[t] = codes;
-                }
-                to.scales[t] = d;
-                to.sums[t] = d * (halves[0] + halves[1]) as f32;
-                for h in 0..2 {
-                    to.half_sums[h][t] = d * halves[h] as f32;
-                    to.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
+        }
+    }
+    outliers
+}
+
+/// Returns the codes of a block of a token, without its outliers, and writes the rest to place `t` of `to`.
+///
+/// # Safety
+/// The processor has AVX2 and FMA; `x` has a whole block; `t` is below `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn quantize_block<const T: usize>(x: *const f32, block: usize, outliers: &Outliers, to: &mut Block<T>, t: usize) -> __m256i {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let mut v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(8 * i)));
+        if outliers.next_block(block) == block {
+            for (column, _) in outliers.iter().filter(|o| o.0 / BLOCK == block) {
+                for (i, v) in v.iter_mut().enumerate() {
+                    let n = _mm256_cvtepi8_epi32(_mm_loadl_epi64(one_hot(column).add(8 * i).cast()));
+                    *v = _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(n, _mm256_setzero_si256())), *v);
                 }
             }
+        }
+        let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
+        let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
+        let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+        let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        let d = max / 127.0;
+        // A block of zeros, or of numbers too small to have an inverse, is all zeros.
+        let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
+        let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
+        // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let pairs = _mm256_slli_epi16::<5>(pairs);
+        let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
+        let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
+        to.scales[t] = d;
+        to.sums[t] = d * (halves[0] + halves[1]) as f32;
+        for h in 0..2 {
+            to.half_sums[h][t] = d * halves[h] as f32;
+            to.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
+        }
+        bytes
+    }
+}
+
+/// Writes the codes of `T` tokens, one or [`GROUP`], side by side.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store_by_step<const T: usize>(codes: &[__m256i; T], to: &mut [[[i8; 4]; T]; 8]) {
+    let to: *mut i8 = to.as_mut_ptr().cast();
+    let &[a, b, c, d] = codes.as_slice() else {
+        const { assert!(T == 1 || T == GROUP && GROUP == 4) };
+        // SAFETY: 32 bytes of the one token.
+        return unsafe { _mm256_storeu_si256(to.cast(), codes[0]) };
+    };
+    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    // Steps `n` and `n + 4` in the halves of a vector.
+    let steps = [
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ];
+    for (n, step) in steps.into_iter().enumerate() {
+        // SAFETY: eight steps of 16 bytes each.
+        unsafe {
+            _mm_storeu_si128(to.add(16 * n).cast(), _mm256_castsi256_si128(step));
+            _mm_storeu_si128(to.add(16 * (n + 4)).cast(), _mm256_extracti128_si256::<1>(step));
         }
     }
 }
