@@ -16,16 +16,18 @@ SCHEMA = {
 
 def start(ferrum, model, *options):
     """Starts a server on a free port; returns its process and URL when it answers."""
-    server = subprocess.Popen([ferrum, "serve", model, "--port", "0", "--backend", "cpu", "--ctx", "1024", "--served-model-name", "m",
-                               *options], stderr=subprocess.PIPE, text=True)
-    url = None
+    context = () if "--ctx" in options else ("--ctx", "1024")
+    command = [ferrum, "serve", model, "--port", "0", "--backend", "cpu", "--served-model-name", "m", *context, *options]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log, url = "", None
     for line in server.stderr:
+        log += line
         url = url or (re.search(r"listening on (http://[\d.:]+)", line) or [None, None])[1]
         if "ready" in line:
             # A log that nobody reads would fill its pipe.
             threading.Thread(target=server.stderr.read, daemon=True).start()
             return server, url
-    raise SystemExit("the server ended")
+    raise SystemExit(log)
 
 
 @contextlib.contextmanager

@@ -322,6 +322,11 @@ impl Engine {
         (pool.blocks(), pool.available(), pool.cached())
     }
 
+    /// Tokens that a block holds.
+    pub fn block_tokens(&self) -> usize {
+        self.sizes.block_tokens
+    }
+
     /// The whole blocks that can be reused now, as events that would bring them there.
     pub fn kv_contents(&self) -> Vec<KvEvent> {
         self.scheduler.pool().contents()

@@ -1,11 +1,14 @@
 //! The fields of a request body, read by name: of the right type, or an error that names the field.
 //!
 //! Routers and SDKs add fields of their own, so unknown ones are ignored. A field of the API that this server does not honour
-//! is refused by name ([`Fields::refuse`]), never ignored.
+//! is refused by name, never ignored.
 
 use serde_json::{Map, Value};
 
-use crate::error::{ApiError, Result};
+use crate::{
+    error::{ApiError, Result},
+    openapi::takes::Request,
+};
 
 /// A JSON object from a client. `null` is the same as absent.
 #[derive(Debug, Default)]
@@ -13,25 +16,30 @@ pub struct Fields {
     map: Map<String, Value>,
     /// In front of names in errors, e.g. `messages[2].`
     path: String,
+    /// Of a whole body: what its route takes
+    takes: Option<&'static Request>,
 }
 
 impl From<Map<String, Value>> for Fields {
     fn from(map: Map<String, Value>) -> Self {
-        Self { map, path: String::new() }
+        Self { map, ..Self::default() }
     }
 }
 
 impl Fields {
-    /// Parses a request body.
+    /// Parses the body of a request.
     ///
     /// # Errors
-    /// When it is not a JSON object, with the place.
-    pub fn parse(body: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Self { map, path: String::new() }),
-            Ok(_) => Err(ApiError::body("the body must be a JSON object")),
-            Err(error) => Err(ApiError::body(format!("the body is not valid JSON: {error}"))),
-        }
+    /// When it is not a JSON object, with the place; when a field is wrong or not honoured, with its name.
+    pub fn parse(body: &[u8], takes: &'static Request) -> Result<Self> {
+        let map = match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => map,
+            Ok(_) => return Err(ApiError::body("the body must be a JSON object")),
+            Err(error) => return Err(ApiError::body(format!("the body is not valid JSON: {error}"))),
+        };
+        let fields = Self { map, path: String::new(), takes: Some(takes) };
+        takes.fields().try_for_each(|field| fields.get(field.0).map_or(Ok(()), |value| field.check(value)))?;
+        Ok(fields)
     }
 
     /// The object `value`, found at `path` of the body.
@@ -40,7 +48,7 @@ impl Fields {
     /// When it is no object.
     pub fn of(value: Value, path: &str) -> Result<Self> {
         match value {
-            Value::Object(map) => Ok(Self { map, path: format!("{path}.") }),
+            Value::Object(map) => Ok(Self { map, path: format!("{path}."), takes: None }),
             other => Err(wrong(path, &other, "an object")),
         }
     }
@@ -51,16 +59,34 @@ impl Fields {
     }
 
     pub fn get(&self, field: &str) -> Option<&Value> {
+        self.expect(field);
         self.map.get(field).filter(|value| !value.is_null())
     }
 
     pub fn take(&mut self, field: &str) -> Option<Value> {
+        self.expect(field);
         self.map.remove(field).filter(|value| !value.is_null())
+    }
+
+    /// What is read must be in the document.
+    fn expect(&self, field: &str) {
+        let known = self.takes.is_none_or(|takes| takes.fields().any(|known| known.0 == field));
+        debug_assert!(known, "`{field}` is not in openapi/takes.rs");
     }
 
     /// Those of `fields` that are given, under their names.
     pub fn take_all(&mut self, fields: &[&str]) -> Map<String, Value> {
         fields.iter().filter_map(|&field| Some((field.to_owned(), self.take(field)?))).collect()
+    }
+
+    /// # Errors
+    /// When it is there and no object.
+    pub fn take_object(&mut self, field: &str) -> Result<Option<Map<String, Value>>> {
+        match self.take(field) {
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(wrong(&self.name(field), &other, "an object")),
+            None => Ok(None),
+        }
     }
 
     /// A list of `expected`, its items read by `read`, which gets the name of each.
@@ -146,6 +172,13 @@ impl Fields {
         }
     }
 
+    /// # Errors
+    /// When it is missing or no string.
+    pub fn required_string(&self, field: &str) -> Result<&str> {
+        let missing = || ApiError::invalid(self.name(field), format!("`{}` is missing: it must be a string", self.name(field)));
+        self.string(field)?.ok_or_else(missing)
+    }
+
     /// Token ids.
     ///
     /// # Errors
@@ -194,9 +227,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::openapi::takes;
 
     fn fields(value: Value) -> Fields {
-        Fields::parse(value.to_string().as_bytes()).unwrap()
+        Fields { map: value.as_object().unwrap().clone(), ..Fields::default() }
     }
 
     #[test]
@@ -218,8 +252,8 @@ mod tests {
     #[test]
     fn a_body_must_be_an_object() {
         for body in ["", "[]", "{", "\u{7f}", "{\"a\":1}}", &"[".repeat(100_000)] {
-            assert!(Fields::parse(body.as_bytes()).is_err(), "{body:.20}");
+            assert!(Fields::parse(body.as_bytes(), &takes::DETOKENIZE).is_err(), "{body:.20}");
         }
-        assert!(Fields::parse(b"{\"a\":\"\xff\"}").is_err());
+        assert!(Fields::parse(b"{\"a\":\"\xff\"}", &takes::DETOKENIZE).is_err());
     }
 }

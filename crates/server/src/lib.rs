@@ -23,6 +23,7 @@ mod limits;
 mod listen;
 mod metrics;
 mod openai;
+mod openapi;
 mod operations;
 mod output;
 mod page;

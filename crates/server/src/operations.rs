@@ -22,8 +22,9 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
+    openapi::takes,
     prompt::ChatPrompt,
-    service::KvWatch,
+    service::{KvWatch, Snapshot},
 };
 
 /// 200 only when the model can answer now.
@@ -103,24 +104,68 @@ pub async fn model_info(State(app): State<Arc<App>>) -> Result<Json<Value>> {
     })))
 }
 
-/// The load as routers balance by it.
+/// The load as routers balance by it, in SGLang's names.
 pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>> {
-    let snapshot = app.snapshot().ok_or_else(|| ApiError::unavailable("the engine is not running"))?;
-    let (blocks, free, _) = snapshot.blocks;
-    Ok(Json(json!({"loads": [{
+    let (model, snapshot) = (app.model()?, running(&app)?);
+    let counts = snapshot.stats.counts;
+    let (used, all) = snapshot.used_tokens();
+    let part = |of: u64, all: u64| of as f64 / all.max(1) as f64;
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "dp_rank_count": 1,
+        "loads": [{
+            "dp_rank": 0,
+            "num_running_reqs": snapshot.running,
+            "num_waiting_reqs": snapshot.waiting,
+            "num_total_reqs": snapshot.running + snapshot.waiting,
+            "num_used_tokens": used,
+            "max_total_num_tokens": all,
+            "max_running_requests": model.max_seqs,
+            "token_usage": part(used as u64, all as u64),
+            "utilization": part(snapshot.running as u64, model.max_seqs as u64),
+            "cache_hit_rate": part(counts.reused_tokens, counts.computed_tokens + counts.reused_tokens),
+        }],
+    })))
+}
+
+/// The same as SGLang's older routers read it.
+pub async fn load(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+    let snapshot = running(&app)?;
+    Ok(Json(json!([{
         "dp_rank": 0,
-        "num_running_reqs": snapshot.running,
+        "num_reqs": snapshot.running + snapshot.waiting,
         "num_waiting_reqs": snapshot.waiting,
-        "token_usage": (blocks - free) as f64 / blocks.max(1) as f64,
-        "generated_tokens": snapshot.stats.counts.generated_tokens,
-    }]})))
+        "num_tokens": snapshot.used_tokens().0,
+    }])))
+}
+
+fn running(app: &App) -> Result<Snapshot> {
+    app.snapshot().ok_or_else(|| ApiError::unavailable("the engine is not running"))
+}
+
+/// Special tokens and the chat template, as vLLM shows them: `lm-eval` tokenizes by this server then.
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>> {
+    let model = app.model()?;
+    let tokenizer = &model.tokenizer;
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
+    Ok(Json(json!({
+        "bos_token": text(tokenizer.bos()),
+        "eos_token": text(tokenizer.eos()),
+        "pad_token": text(tokenizer.pad()),
+        "unk_token": text(tokenizer.unknown()),
+        "chat_template": tokenizer.chat_template_source(),
+        "model_max_length": model.max_context,
+    })))
 }
 
 /// `{"prompt"}` or `{"messages"}` to `{"tokens", "count", "max_model_len"}`.
 pub async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::TOKENIZE)?;
     let model = app.model_named(fields.string("model")?)?;
     let tokens = match fields.string("prompt")? {
+        Some(_) if ["messages", "tools"].iter().any(|field| fields.get(field).is_some()) => {
+            return Err(ApiError::invalid("messages", "`messages` and `prompt` exclude each other"));
+        }
         Some(text) => {
             let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
             model.tokenizer.encode(text, EncodeOptions { add_special, parse_special: true })?
@@ -134,7 +179,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<V
 
 /// `{"tokens"}` to `{"prompt"}`.
 pub async fn detokenize(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<Value>> {
-    let fields = Fields::parse(&body)?;
+    let fields = Fields::parse(&body, &takes::DETOKENIZE)?;
     let model = app.model_named(fields.string("model")?)?;
     let tokens = fields.ids("tokens")?.ok_or_else(|| ApiError::invalid("tokens", "`tokens` is missing: it must be a list of token ids"))?;
     let vocab = model.tokenizer.vocab_size();

@@ -38,7 +38,6 @@ impl ChatPrompt {
     /// # Errors
     /// Naming the field that is wrong or not supported.
     pub fn read(fields: &mut Fields) -> Result<Self> {
-        fields.refuse(&["chat_template", "documents", "mm_processor_kwargs", "functions", "function_call"])?;
         let messages = match fields.take("messages") {
             Some(Value::Array(messages)) if (1..=MAX_MESSAGES).contains(&messages.len()) => messages,
             Some(other) => return Err(wrong("messages", &other, "a list of at least one message")),
@@ -65,14 +64,7 @@ impl ChatPrompt {
         if let Some(effort) = fields.string("reasoning_effort")? {
             arguments.insert("reasoning_effort".into(), effort.into());
         }
-        let continues = fields.bool("continue_final_message")?.unwrap_or(false);
-        let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(!continues);
-        if continues && add_generation_prompt {
-            return Err(ApiError::invalid("continue_final_message", "it excludes `add_generation_prompt`"));
-        }
-        if continues {
-            return Err(ApiError::unsupported("continue_final_message"));
-        }
+        let add_generation_prompt = fields.bool("add_generation_prompt")?.unwrap_or(true);
         Ok(Self { messages, tools, arguments, add_generation_prompt })
     }
 
@@ -189,8 +181,8 @@ fn read_text(content: Value, path: &str) -> Result<String> {
     for (i, part) in parts.into_iter().enumerate() {
         let part = Fields::of(part, &format!("{path}[{i}]"))?;
         match part.string("type")?.unwrap_or_default() {
-            "text" | "input_text" | "output_text" => text += part.string("text")?.unwrap_or_default(),
-            "refusal" => text += part.string("refusal")?.unwrap_or_default(),
+            "text" | "input_text" | "output_text" => text += part.required_string("text")?,
+            "refusal" => text += part.required_string("refusal")?,
             other => return Err(wrong(&part.name("type"), &other.into(), "text: this server takes no images, audio or files")),
         }
     }
@@ -215,6 +207,14 @@ fn read_tool_call(call: Value, path: &str) -> Result<Value> {
 fn check_tool(tool: &Value, path: &str) -> Result<()> {
     if tool.get("type").and_then(Value::as_str) != Some("function") {
         return Err(ApiError::invalid(format!("{path}.type"), "only tools of type `function` are supported"));
+    }
+    match tool.pointer("/function/description") {
+        None | Some(Value::Null | Value::String(_)) => {}
+        Some(other) => return Err(wrong(&format!("{path}.function.description"), other, "a string")),
+    }
+    match tool.pointer("/function/parameters") {
+        None | Some(Value::Null | Value::Object(_)) => {}
+        Some(other) => return Err(wrong(&format!("{path}.function.parameters"), other, "a JSON schema: an object")),
     }
     match tool.pointer("/function/name").and_then(Value::as_str) {
         Some(name) if !name.is_empty() && name.len() <= 128 => Ok(()),

@@ -14,7 +14,9 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{anthropic, app::App, error::ApiError, held::Held, limits::Client, listen::listen, openai, operations, page, tls::Tls, trace};
+use crate::{
+    anthropic, app::App, error::ApiError, held::Held, limits::Client, listen::listen, openai, openapi, operations, page, tls::Tls, trace,
+};
 
 /// What the HTTP side can be told.
 #[derive(Clone, Debug)]
@@ -75,6 +77,9 @@ pub fn router(app: Arc<App>, options: &HttpOptions) -> Router {
         .route("/model_info", get(operations::model_info))
         .route("/get_model_info", get(operations::model_info))
         .route("/v1/loads", get(operations::loads))
+        .route("/get_load", get(operations::load))
+        .route("/tokenizer_info", get(operations::tokenizer_info))
+        .route("/openapi.json", get(openapi::document))
         .route("/v1/kv_events", get(operations::kv_events))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), admit));
     let max_body_bytes = options.max_body_bytes as u64;

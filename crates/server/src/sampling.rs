@@ -46,28 +46,10 @@ pub struct Generation {
     pub skip_special: bool,
 }
 
-/// Fields of OpenAI's interface or of vLLM's that change the answer and are not honoured.
-const REFUSED: &[&str] = &[
-    "use_beam_search",
-    "length_penalty",
-    "min_tokens",
-    "bad_words",
-    "allowed_token_ids",
-    "truncate_prompt_tokens",
-    "prompt_logprobs",
-    "spaces_between_special_tokens",
-    "include_stop_str_in_output",
-    "add_special_tokens",
-    "kv_transfer_params",
-    "vllm_xargs",
-    "prediction",
-];
-
 impl Generation {
     /// # Errors
     /// Naming the field that is wrong or not supported.
     pub fn read(fields: &mut Fields, defaults: &SamplingParams, client: Client) -> Result<Self> {
-        fields.refuse(REFUSED)?;
         let n = fields.count("n", 1, MAX_CHOICES)?.unwrap_or(1);
         let priority = fields.i64("priority")?.unwrap_or(0);
         let priority = i32::try_from(priority).map_err(|_| ApiError::invalid("priority", "`priority` must fit 32 bits"))?;

@@ -58,10 +58,20 @@ pub struct Snapshot {
     pub running: usize,
     /// Blocks of the KV cache: all, free, and those of the free ones that hold reusable tokens
     pub blocks: (usize, usize, usize),
+    /// Tokens that a block holds
+    pub block_tokens: usize,
     /// When a step last ended or an idle engine last looked for work
     pub beat: Instant,
     /// Steps that failed since one last succeeded
     pub failures: u32,
+}
+
+impl Snapshot {
+    /// Tokens that the KV cache holds for running requests, to whole blocks, and those it has room for.
+    pub fn used_tokens(&self) -> (usize, usize) {
+        let (blocks, free, _) = self.blocks;
+        ((blocks - free) * self.block_tokens, blocks * self.block_tokens)
+    }
 }
 
 /// The way to the engine. Cloning shares it.
@@ -335,6 +345,7 @@ impl Worker {
             waiting,
             running,
             blocks: self.engine.blocks(),
+            block_tokens: self.engine.block_tokens(),
             beat: Instant::now(),
             failures: self.failures,
         };

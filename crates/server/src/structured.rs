@@ -25,7 +25,6 @@ pub struct Wanted {
 /// # Errors
 /// Naming the field that is wrong, or that asks for a second grammar.
 pub fn read(fields: &mut Fields) -> Result<Option<Wanted>> {
-    fields.refuse(&["guided_whitespace_pattern", "guided_json_object", "structural_tag"])?;
     let mut wanted = Vec::new();
     if let Some(format) = fields.take("response_format") {
         wanted.extend(response_format(Fields::of(format, "response_format")?)?);
@@ -139,9 +138,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::openapi::takes;
 
     fn ask(body: &Value) -> Result<Option<Wanted>> {
-        read(&mut Fields::parse(body.to_string().as_bytes()).unwrap())
+        read(&mut Fields::parse(body.to_string().as_bytes(), &takes::CHAT)?)
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(ask(&body).unwrap_err().param.as_deref(), Some(param), "{body}");
         }
         for bias in [json!([1]), json!({"x": 1}), json!({"-1": 1}), json!({"1": "2"}), json!({"4294967296": 1})] {
-            let fields = Fields::parse(json!({"logit_bias": bias}).to_string().as_bytes()).unwrap();
+            let fields = Fields::parse(json!({"logit_bias": bias}).to_string().as_bytes(), &takes::CHAT).unwrap();
             assert_eq!(logit_bias(&fields).unwrap_err().param.as_deref(), Some("logit_bias"), "{bias}");
         }
     }

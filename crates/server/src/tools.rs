@@ -44,26 +44,25 @@ impl ToolChoice {
     /// What of `tools` a grammar must force; `None` where there is nothing.
     ///
     /// # Errors
-    /// When there is no such tool, or a tool's parameters are no schema.
+    /// When there is no such tool.
     pub fn forced(&self, tools: &[Value]) -> Result<Option<Forced>> {
         let is_strict = |tool: &Value| tool.pointer("/function/strict") == Some(&Value::Bool(true));
         if !self.is_forced() && (*self == Self::None || !tools.iter().any(is_strict)) {
             return Ok(None);
         }
         let mut functions = Vec::new();
-        for (n, tool) in tools.iter().enumerate() {
+        for tool in tools {
             let name = tool.pointer("/function/name").and_then(Value::as_str).unwrap_or_default();
             if matches!(self, Self::Named(only) if only != name) {
                 continue;
             }
             let parameters = match tool.pointer("/function/parameters") {
-                None | Some(Value::Null) => json!({"type": "object", "properties": {}, "additionalProperties": false}),
                 Some(Value::Object(schema)) => {
                     let mut schema = schema.clone();
                     schema.entry("type").or_insert_with(|| "object".into());
                     Value::Object(schema)
                 }
-                Some(other) => return Err(wrong(&format!("tools[{n}].function.parameters"), other, "a JSON schema: an object")),
+                _ => json!({"type": "object", "properties": {}, "additionalProperties": false}),
             };
             // Beside strict tools, those that are not take what the model writes.
             let is_free = !self.is_forced() && !is_strict(tool);

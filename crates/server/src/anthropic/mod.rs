@@ -18,13 +18,14 @@ use crate::{
     error::{ApiError, Result},
     fields::Fields,
     limits::Client,
+    openapi::takes,
     prompt::ChatPrompt,
     tools::ToolChoice,
     turn::{Asked, Turn},
 };
 
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::MESSAGE)?;
     let model = app.model_named(fields.string("model")?)?;
     let stream = fields.bool("stream")?.unwrap_or(false);
     if fields.get("max_tokens").is_none() {
@@ -40,9 +41,9 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
 }
 
 pub async fn count_tokens(State(app): State<Arc<App>>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::COUNT)?;
     let model = app.model_named(fields.string("model")?)?;
-    let mut chat = request::chat(&mut fields)?;
+    let mut chat = Fields::from(request::prompt(&mut fields)?);
     let mut prompt = ChatPrompt::read(&mut chat)?;
     prompt.tool_format(model, &ToolChoice::read(chat.take("tool_choice").as_ref())?)?;
     let tokens = prompt.render(&app).await?.tokens.len();

@@ -7,17 +7,29 @@ use crate::{
     fields::{Fields, wrong},
 };
 
-/// Fields that change the answer and are not honoured.
-const REFUSED: &[&str] = &["container", "mcp_servers", "context_management", "output_config", "output_format"];
 /// Fields that mean the same in both.
-const SAME: &[&str] = &["max_tokens", "temperature", "top_p", "top_k", "priority", "seed", "min_p", "ignore_eos", "chat_template_kwargs"];
+const SAME: &[&str] = &["max_tokens", "temperature", "top_p", "top_k", "priority", "seed", "min_p", "ignore_eos"];
 
 /// # Errors
 /// Naming the field that is wrong or not supported.
 pub fn chat(fields: &mut Fields) -> Result<Fields> {
-    fields.refuse(REFUSED)?;
-    let mut out = fields.take_all(SAME);
+    let mut out = prompt(fields)?;
+    out.extend(fields.take_all(SAME));
     out.insert("stop".into(), fields.strings("stop_sequences")?.into());
+    if let Some(metadata) = fields.take("metadata")
+        && let Some(user) = Fields::of(metadata, "metadata")?.string("user_id")?
+    {
+        out.insert("user".into(), user.into());
+    }
+    Ok(Fields::from(out))
+}
+
+/// Only the fields that make the prompt.
+///
+/// # Errors
+/// Naming the field that is wrong.
+pub fn prompt(fields: &mut Fields) -> Result<Map<String, Value>> {
+    let mut out = fields.take_all(&["chat_template_kwargs"]);
     let mut messages = Vec::new();
     if let Some(system) = fields.take("system") {
         messages.push(json!({"role": "system", "content": text(system, "system")?}));
@@ -32,11 +44,6 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
     if let Some(choice) = fields.take("tool_choice") {
         read_tool_choice(Fields::of(choice, "tool_choice")?, &mut out)?;
     }
-    if let Some(metadata) = fields.take("metadata")
-        && let Some(user) = Fields::of(metadata, "metadata")?.string("user_id")?
-    {
-        out.insert("user".into(), user.into());
-    }
     if let Some(thinking) = fields.take("thinking") {
         let thinking = Fields::of(thinking, "thinking")?;
         let on = match thinking.string("type")? {
@@ -50,7 +57,7 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
             arguments.entry("enable_thinking").or_insert(on.into());
         }
     }
-    Ok(Fields::from(out))
+    Ok(out)
 }
 
 /// Text, or a list of text blocks.
@@ -64,7 +71,7 @@ fn text(content: Value, path: &str) -> Result<String> {
     for (i, block) in blocks.into_iter().enumerate() {
         let block = Fields::of(block, &format!("{path}[{i}]"))?;
         match block.string("type")? {
-            Some("text") => all += block.string("text")?.unwrap_or_default(),
+            Some("text") => all += block.required_string("text")?,
             other => return Err(wrong(&block.name("type"), &other.into(), "text: this server takes no images or documents")),
         }
     }
@@ -89,21 +96,21 @@ fn read_message(message: Value, path: &str, out: &mut Vec<Value>) -> Result<()> 
     for (i, block) in blocks.into_iter().enumerate() {
         let mut block = Fields::of(block, &format!("{path}[{i}]"))?;
         match (role.as_str(), block.string("type")?) {
-            (_, Some("text")) => *content.get_or_insert_default() += block.string("text")?.unwrap_or_default(),
+            (_, Some("text")) => *content.get_or_insert_default() += block.required_string("text")?,
             ("user", Some("tool_result")) => {
-                let id = block.string("tool_use_id")?.unwrap_or_default().to_owned();
+                let id = block.required_string("tool_use_id")?.to_owned();
                 let name = block.name("content");
                 let result = block.take("content").map_or(Ok(String::new()), |content| text(content, &name))?;
                 out.push(json!({"role": "tool", "tool_call_id": id, "content": result}));
                 results += 1;
             }
             ("assistant", Some("tool_use")) => {
-                let name = block.string("name")?.unwrap_or_default().to_owned();
-                let id = block.string("id")?.unwrap_or_default().to_owned();
-                let input = block.take("input").unwrap_or_else(|| json!({}));
+                let name = block.required_string("name")?.to_owned();
+                let id = block.required_string("id")?.to_owned();
+                let input = block.take_object("input")?.unwrap_or_default();
                 calls.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}}));
             }
-            ("assistant", Some("thinking")) => thinking += block.string("thinking")?.unwrap_or_default(),
+            ("assistant", Some("thinking")) => thinking += block.required_string("thinking")?,
             ("assistant", Some("redacted_thinking")) => {}
             (_, other) => {
                 return Err(wrong(&block.name("type"), &other.into(), "text, tool_use, tool_result or thinking, where its role has them"));
@@ -127,10 +134,10 @@ fn read_message(message: Value, path: &str, out: &mut Vec<Value>) -> Result<()> 
 fn read_tool(tool: Value, path: &str) -> Result<Value> {
     let mut tool = Fields::of(tool, path)?;
     tool.only("type", &json!("custom"))?;
-    let name = tool.string("name")?.ok_or_else(|| ApiError::invalid(tool.name("name"), "a tool needs a name"))?.to_owned();
+    let name = tool.required_string("name")?.to_owned();
     let description = tool.string("description")?.unwrap_or_default().to_owned();
     let strict = tool.bool("strict")?.unwrap_or(false);
-    let parameters = tool.take("input_schema").unwrap_or_else(|| json!({"type": "object"}));
+    let parameters = tool.take_object("input_schema")?.map_or_else(|| json!({"type": "object"}), Value::from);
     let mut function = json!({"name": name, "description": description, "parameters": parameters});
     if strict {
         function["strict"] = true.into();

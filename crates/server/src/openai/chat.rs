@@ -25,21 +25,18 @@ use crate::{
     fields::Fields,
     generate::Token,
     limits::Client,
+    openapi::takes,
     output::Delta,
     sampling::Streaming,
     turn::{Asked, End, Part, Turn},
 };
 
-/// Fields that change the answer and are not honoured.
-const REFUSED: &[&str] = &["audio", "web_search_options", "echo", "suffix"];
 const CHUNK: &str = "chat.completion.chunk";
 
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::CHAT)?;
     let model = app.model_named(fields.string("model")?)?;
-    fields.refuse(REFUSED)?;
     fields.only("modalities", &json!(["text"]))?;
-    fields.only("store", &json!(false))?;
     let logprobs = read_logprobs(&fields)?;
     let streaming = Streaming::read(&mut fields)?;
     let turn = Turn::start(&app, model, &mut fields, Asked { client, logprobs }).await?;

@@ -29,6 +29,7 @@ use crate::{
     fields::Fields,
     generate::{Answers, Piece, Token, Usage},
     limits::Client,
+    openapi::takes,
     sampling::{Generation, MAX_CHOICES, Streaming},
 };
 
@@ -37,9 +38,8 @@ const OBJECT: &str = "text_completion";
 const DEFAULT_MAX_TOKENS: u64 = 16;
 
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::COMPLETION)?;
     let model = app.model_named(fields.string("model")?)?;
-    fields.refuse(&["suffix"])?;
     let logprobs = fields.count("logprobs", 0, MAX_LOGPROBS as u64)?;
     let streaming = Streaming::read(&mut fields)?;
     let mut generation = Generation::read(&mut fields, &model.sampling, client)?;

@@ -17,16 +17,13 @@ use crate::{
     fields::{Fields, wrong},
     generate::{Answers, Piece},
     limits::Client,
+    openapi::takes,
     sampling::Generation,
 };
 
-/// Fields that change the result and are not honoured.
-const REFUSED: &[&str] = &["messages", "truncate_prompt_tokens", "add_special_tokens", "normalize"];
-
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Json<Value>> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = Fields::parse(&body, &takes::EMBEDDING)?;
     let model = app.model_named(fields.string("model")?)?;
-    fields.refuse(REFUSED)?;
     let base64 = match fields.string("encoding_format")? {
         None | Some("float") => false,
         Some("base64") => true,
@@ -34,8 +31,9 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
     };
     let dimensions = fields.count("dimensions", 1, model.info.hidden as u64)?;
     // Nothing is sampled that anyone sees: the step that computes the end of the text draws a token in any case.
+    let mut order = Fields::from(fields.take_all(&["priority", "user"]));
     let read_prompt = Some(ReadPrompt::Embedding(model.pooling));
-    let generation = Generation { n: 1, max_tokens: Some(1), read_prompt, ..Generation::read(&mut fields, &model.sampling, client)? };
+    let generation = Generation { n: 1, max_tokens: Some(1), read_prompt, ..Generation::read(&mut order, &model.sampling, client)? };
     let texts = input::texts(model, "input", fields.take("input"))?;
     let mut vectors = vec![Vec::new(); texts.len()];
     let texts = texts.into_iter().map(|text| text.tokens).collect();

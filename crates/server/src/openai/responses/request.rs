@@ -58,7 +58,7 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
         let mut text = Fields::of(text, "text")?;
         if let Some(format) = text.take("format") {
             let mut format = Fields::of(format, "text.format")?;
-            let kind = format.string("type")?.unwrap_or("text").to_owned();
+            let kind = format.required_string("type")?.to_owned();
             let mut format_out = json!({"type": kind});
             if kind == "json_schema" {
                 format_out["json_schema"] = json!({
@@ -81,8 +81,9 @@ fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
             messages.push(json!({"role": role, "content": content}));
         }
         Some("function_call") => {
-            let (id, name) = (item.take("call_id"), item.take("name"));
-            let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": item.take("arguments")}});
+            let (id, name, arguments) =
+                (item.required_string("call_id")?, item.required_string("name")?, item.required_string("arguments")?);
+            let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
             match messages.last_mut().filter(|m| m["role"] == "assistant") {
                 Some(message) => match message["tool_calls"].as_array_mut() {
                     Some(calls) => calls.push(call),
@@ -92,7 +93,7 @@ fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
             }
         }
         Some("function_call_output") => {
-            let (id, output) = (item.take("call_id"), item.take("output").unwrap_or_default());
+            let (id, output) = (item.required_string("call_id")?.to_owned(), item.take("output").unwrap_or_default());
             messages.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
         }
         // Templates leave earlier reasoning out.
@@ -109,6 +110,9 @@ fn read_tool(tool: Value, path: &str) -> Result<Value> {
     if tool.string("type")? != Some("function") {
         return Err(ApiError::invalid(tool.name("type"), "only tools of type `function` are supported"));
     }
-    let function = tool.take_all(&["name", "description", "parameters", "strict"]);
+    tool.required_string("name")?;
+    let parameters = tool.take_object("parameters")?.map(Value::from);
+    let mut function = tool.take_all(&["name", "description", "strict"]);
+    function.extend(parameters.map(|schema| ("parameters".to_owned(), schema)));
     Ok(json!({"type": "function", "function": function}))
 }
