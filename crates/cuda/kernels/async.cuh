@@ -120,14 +120,15 @@ __device__ __forceinline__ void cluster_sync() {
 }
 
 // Copies `bytes` (a multiple of 16) into shared memory and completes on `barrier`, initialised with WARP_COPY_ARRIVALS; called by
-// a whole warp.
+// a whole warp. For what is read once: it is the first to leave L2, where code, activations and the KV cache stay.
 constexpr uint32_t WARP_COPY_ARRIVALS = HAS_BULK ? 1 : WARP;
 __device__ __forceinline__ void warp_copy(uint32_t dst, const uint8_t* src, uint32_t bytes, uint32_t barrier, int lane) {
 #if HAS_BULK
     if (lane == 0) {
         barrier_expect(barrier, bytes);
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
-                     "r"(bytes), "r"(barrier) : "memory");
+        constexpr uint64_t evict_first = 0x12F0000000000000;
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(dst),
+                     "l"(src), "r"(bytes), "r"(barrier), "l"(evict_first) : "memory");
     }
 #else
     for (uint32_t i = lane * 16; i < bytes; i += WARP * 16) {

@@ -205,11 +205,17 @@ __device__ void attn_decode(const AttnParams& p) {
             }
         };
         look_up();
-        int issued = 0;
+        // What earlier steps wrote is there already: see the header.
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (!waited && !(load_tile < chunk.last_tile && load_tile * TOKENS + warp * 16 + 16 < min_end)) {
+                pdl_wait();
+                pdl_launch();
+                waited = true;
+            }
+            issue(stage);
+        }
         if (!waited) {
-            // What earlier steps wrote is there already: see the header.
-            const auto is_old = [&]() { return load_tile < chunk.last_tile && load_tile * TOKENS + warp * 16 + 16 < min_end; };
-            for (; issued < STAGES && is_old(); ++issued) issue(issued);
             pdl_wait();
             pdl_launch();
             waited = true;
@@ -236,7 +242,6 @@ __device__ void attn_decode(const AttnParams& p) {
                     qf[t][k / 2][2 * (k & 1) + h] = valid && k * 8 < p.head_dim ? *reinterpret_cast<const uint32_t*>(from + k * 8) : 0;
                 end[t][h] = min(chunk.context - chunk.rows + 1 + token, chunk.context);
             }
-        for (; issued < STAGES; ++issued) issue(issued);
         if (tid == 0) shared[1] = gridDim.x + ticket;
 
         float o[ROW_TILES][2 * STEPS][4] = {}, top[ROW_TILES][2], sum[ROW_TILES][2] = {};
@@ -348,6 +353,7 @@ __device__ void attn_decode(const AttnParams& p) {
                 *reinterpret_cast<uint2*>(p.out + (first_token + token) * p.out_stride + head * p.head_dim + column) =
                     make_uint2(pack2<bf16>(x.out.x * inverse, x.out.y * inverse), pack2<bf16>(x.out.z * inverse, x.out.w * inverse));
         };
+#pragma unroll 1
         for (int i = tid; i < rows * (HEAD_DIM / 4); i += THREADS) {
             const int r = i / (HEAD_DIM / 4), column = i % (HEAD_DIM / 4) * 4;
             float2 parts[WARPS];
@@ -373,10 +379,12 @@ __device__ void attn_decode(const AttnParams& p) {
             if (tid == 0) shared[0] = arrive(p.arrivals + chunk.base, chunk.parts - 1) == chunk.parts - 1;
             __syncthreads();
             if (shared[0]) {
-                constexpr int BATCH = 16;  // loads in flight
+                constexpr int BATCH = 8;   // loads in flight
+#pragma unroll 1
                 for (int i = tid; i < rows * (HEAD_DIM / 4); i += THREADS) {
                     const int r = i / (HEAD_DIM / 4), column = i % (HEAD_DIM / 4) * 4;
                     Partial x;
+#pragma unroll 1
                     for (int first = 0; first < chunk.parts; first += BATCH) {
                         float2 parts[BATCH];
                         float4 outs[BATCH];

@@ -7,6 +7,13 @@
 // Biases of codes are the accumulators' first values.
 #pragma once
 
+// A NaN where either is one.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float out;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+    return out;
+}
+
 // d[16, 8] += a[16, 32] · b[32, 8]
 template <bool SIGNED> __device__ __forceinline__ void mma_bytes(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if constexpr (SIGNED) {
@@ -73,7 +80,7 @@ template <class L_, int T> struct Int8Product {
     static constexpr int BIAS = SIGNED ? 0 : L::BIAS;
     static_assert(PAIRS <= 4, "B has eight columns");
 
-    uint32_t raw[SETS][HALF_STEPS][2];   // of the next chunk: what goes to this lane's column of B
+    uint32_t raw[2 * SETS * HALF_STEPS];   // of the next chunk: what goes to this lane's column of B
     uint32_t b[8][2];
     int first[BIAS ? SETS : 1][2];
     float sums[L::HAS_MIN ? SETS : 1];   // Σ q of this lane's group
@@ -85,43 +92,53 @@ template <class L_, int T> struct Int8Product {
     __device__ static __forceinline__ uint32_t half_of(uint32_t pair) { return pair % HALVES; }
     __device__ static __forceinline__ uint32_t step_of(uint32_t pair) { return pair / PAIRS; }
 
-    // First column of a piece of eight that this lane of B takes two of.
-    __device__ static __forceinline__ uint32_t col(uint32_t chunk, int lane, int set, int step, int piece) {
-        const uint32_t pair = lane / 8, s = HALF_STEPS == 1 ? half_of(pair) : step;
-        return chunk * CHUNK_COLS + (set * STEPS + step_of(pair)) * 32 + s * 16 + piece * 8 + lane % 4 * 2;
+    // This lane of B takes two of every eight columns: PIECES pairs, `offset` behind the first of a chunk.
+    static constexpr int PIECES = 2 * SETS * HALF_STEPS;
+    __device__ static __forceinline__ uint32_t first_col(uint32_t chunk, int lane) {
+        const uint32_t pair = lane / 8;
+        return chunk * CHUNK_COLS + step_of(pair) * 32 + (HALVES == 2 ? half_of(pair) * 16 : 0) + lane % 4 * 2;
+    }
+    __device__ static constexpr int offset(int i) { return i / (2 * HALF_STEPS) * STEPS * 32 + i % (2 * HALF_STEPS) * 8; }
+    // Columns from the first on; none of a token that is not there.
+    __device__ static __forceinline__ int columns_left(const PackedLinearParams& p, uint32_t first, uint32_t token) {
+        return token < p.tokens ? int(p.cols - first) : 0;
     }
 
     __device__ __forceinline__ void fetch(const PackedLinearParams& p, uint32_t chunk, int lane) {
-        const uint32_t token = token_of(lane / 8);
-        const bf16* x = p.x + size_t(min(token, p.tokens - 1)) * p.x_stride;
+        const uint32_t token = token_of(lane / 8), first = first_col(chunk, lane);
+        const int left = columns_left(p, first, token);
+        const bf16* x = p.x + size_t(token) * p.x_stride + first;
 #pragma unroll
-        for (int i = 0; i < SETS * HALF_STEPS * 2; i++) {
-            const int set = i / (HALF_STEPS * 2), step = i / 2 % HALF_STEPS, piece = i % 2;
-            const uint32_t at = col(chunk, lane, set, step, piece);
-            raw[set][step][piece] = token < p.tokens && at < p.cols ? *reinterpret_cast<const uint32_t*>(x + at) : 0;
-        }
+        for (int i = 0; i < PIECES; i++) raw[i] = offset(i) < left ? *reinterpret_cast<const uint32_t*>(x + offset(i)) : 0;
     }
 
     __device__ __forceinline__ void prepare(const PackedLinearParams& p, uint32_t chunk, uint32_t, int lane) {
-        float v[SETS][HALF_STEPS][4];
-        uint32_t largest = 0;
-        float more = 0.0f;
+        float v[PIECES][2];
+        uint32_t largest;
+        if (p.norm) {
+            const uint32_t first = first_col(chunk, lane);
+            const int left = columns_left(p, first, token_of(lane / 8));
+            const float* norm = p.norm + first;
+            float high = 0.0f;
 #pragma unroll
-        for (int i = 0; i < SETS * HALF_STEPS * 2; i++) {
-            const int set = i / (HALF_STEPS * 2), step = i / 2 % HALF_STEPS, piece = i % 2;
-            const uint32_t word = raw[set][step][piece];
-            float low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xFFFF0000u);
-            if (p.norm) {
-                const uint32_t at = col(chunk, lane, set, step, piece);
-                const float2 weight = *reinterpret_cast<const float2*>(p.norm + (at < p.cols ? at : 0));
-                more = fmaf(low, low, fmaf(high, high, more));
-                low *= weight.x, high *= weight.y;
+            for (int i = 0; i < PIECES; i++) {
+                const float2 weight = offset(i) < left ? *reinterpret_cast<const float2*>(norm + offset(i)) : float2{0.0f, 0.0f};
+                v[i][0] = __uint_as_float(raw[i] << 16), v[i][1] = __uint_as_float(raw[i] & 0xFFFF0000u);
+                square = fmaf(v[i][0], v[i][0], fmaf(v[i][1], v[i][1], square));
+                v[i][0] *= weight.x, v[i][1] *= weight.y;
+                high = max_or_nan(high, max_or_nan(fabsf(v[i][0]), fabsf(v[i][1])));
             }
-            // As integers: a NaN is the largest.
-            largest = max(largest, max(__float_as_uint(low) & 0x7FFFFFFFu, __float_as_uint(high) & 0x7FFFFFFFu));
-            v[set][step][piece] = low, v[set][step][2 + piece] = high;
+            largest = __float_as_uint(high);
+        } else {
+            // Magnitudes as integers: a NaN is the largest.
+            uint32_t high = 0;
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                high = __vmaxu2(high, raw[i] & 0x7FFF7FFFu);
+                v[i][0] = __uint_as_float(raw[i] << 16), v[i][1] = __uint_as_float(raw[i] & 0xFFFF0000u);
+            }
+            largest = max(high << 16, high & 0xFFFF0000u);
         }
-        square += more;
         // Over the lanes of the same token.
         constexpr int TOKEN_BITS = 8 * (T - 1) * HALVES;
 #pragma unroll
@@ -129,9 +146,9 @@ template <class L_, int T> struct Int8Product {
             if (lanes != 4 && !(lanes & TOKEN_BITS)) largest = max(largest, __shfl_xor_sync(FULL, largest, lanes));
         }
         const float amax = __uint_as_float(largest), inverse = amax > 1e-30f ? 32512.0f / amax : 0.0f;
-        // Results: pair t.
-        const int t = lane % 4;
-        unit = __shfl_sync(FULL, amax * (1.0f / 32512.0f), 8 * t);
+        // Results: those of pair lane % 4.
+        unit = amax * (1.0f / 32512.0f);
+        if constexpr (T > 1) unit = __shfl_sync(FULL, unit, lane % 4 * 8);
         // 1.5·2²³ + q has q in its low bits; 128 more rounds the high byte.
         const bool low_bytes = lane / 4 % 2;
         const float shift = low_bytes ? 12582912.0f : 12582912.0f + 128.0f;
@@ -141,10 +158,10 @@ template <class L_, int T> struct Int8Product {
             uint32_t bytes[HALF_STEPS];
 #pragma unroll
             for (int step = 0; step < HALF_STEPS; step++) {
-                uint32_t q[4];
+                uint32_t q[2][2];
 #pragma unroll
-                for (int e = 0; e < 4; e++) q[e] = __float_as_uint(fmaf(v[set][step][e], inverse, shift));
-                bytes[step] = __byte_perm(__byte_perm(q[0], q[1], select), __byte_perm(q[2], q[3], select), 0x5410);
+                for (int i = 0; i < 4; i++) q[i % 2][i / 2] = __float_as_uint(fmaf(v[2 * (set * HALF_STEPS + step) + i / 2][i % 2], inverse, shift));
+                bytes[step] = __byte_perm(__byte_perm(q[0][0], q[0][1], select), __byte_perm(q[1][0], q[1][1], select), 0x5410);
             }
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {

@@ -37,6 +37,8 @@ struct PackedLinearParams {
     uint32_t pass_tiles;   // row tiles whose partial sums a group holds; gated: even, gate and up by turns
     uint32_t epilogue;     // Epilogue
     uint32_t out_f32;      // 1: out is f32
+    uint32_t format;       // Format, for packed_linear_parts
+    uint32_t first_block, blocks;  // of the launch
     float eps;
 };
 
@@ -203,21 +205,21 @@ template <class L, int NT> struct Bf16Product {
 
 #include "packed_int8.cuh"
 
-// P: how chunks are multiplied. WARPS: of a block.
-template <class L, class P, int WARPS> __device__ __forceinline__ void packed_linear(const PackedLinearParams& p) {
+// P: how chunks are multiplied.
+template <class L, class P> __device__ __forceinline__ void packed_linear(const PackedLinearParams& p) {
     extern __shared__ __align__(128) uint8_t shared[];
-    const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const uint32_t writers = p.group_warps, group = warp / writers, w = warp % writers, groups = WARPS / writers;
+    const uint32_t warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const uint32_t writers = p.group_warps, group = warp / writers, w = warp % writers, groups = warps / writers;
     const uint32_t halves = p.epilogue >= SILU_MUL ? 2 : 1, per = p.pass_tiles / halves;
 
     // Shared memory: rings, x on its way, partial sums, Σ x², barriers, all by warp.
     const uint32_t base = shared_address(shared), ring = base + warp * p.stages * L::CHUNK;
-    const uint32_t partials_at = WARPS * (p.stages * L::CHUNK + P::SCRATCH), scratch = base + WARPS * p.stages * L::CHUNK + warp * P::SCRATCH;
+    const uint32_t partials_at = warps * (p.stages * L::CHUNK + P::SCRATCH), scratch = base + warps * p.stages * L::CHUNK + warp * P::SCRATCH;
     constexpr uint32_t TILE_SUMS = P::SUMS * WARP;
     float* partials = reinterpret_cast<float*>(shared + partials_at) + group * writers * p.pass_tiles * TILE_SUMS;
     float* mine = partials + w * p.pass_tiles * TILE_SUMS;
-    float* squares = reinterpret_cast<float*>(shared + partials_at) + (WARPS * p.pass_tiles * TILE_SUMS + group * writers * P::TOKENS);
-    const uint32_t full = base + partials_at + WARPS * (p.pass_tiles * TILE_SUMS + P::TOKENS) * 4 + warp * p.stages * 8;
+    float* squares = reinterpret_cast<float*>(shared + partials_at) + (warps * p.pass_tiles * TILE_SUMS + group * writers * P::TOKENS);
+    const uint32_t full = base + partials_at + warps * (p.pass_tiles * TILE_SUMS + P::TOKENS) * 4 + warp * p.stages * 8;
     if (p.k_tiles % CHUNK_TILES != 0) {
         // The last chunk is copied in part and multiplied whole, by zeros: nothing in its place may be a NaN.
 #pragma unroll 1
@@ -234,7 +236,7 @@ template <class L, class P, int WARPS> __device__ __forceinline__ void packed_li
     // This group's row tiles, and this warp's chunks of columns: w, w + writers, ….
     const uint32_t row_tiles = (p.columns + TILE_ROWS - 1) / TILE_ROWS, chunks = (p.k_tiles + CHUNK_TILES - 1) / CHUNK_TILES;
     const uint32_t row_tile_bytes = p.k_tiles * L::TILE + chunks * L::SUPER;
-    const uint32_t units = gridDim.x * groups, unit = blockIdx.x * groups + group;
+    const uint32_t units = p.blocks * groups, unit = (blockIdx.x - p.first_block) * groups + group;
     const uint32_t begin = row_tiles * unit / units, end = row_tiles * (unit + 1) / units;
 
     // The copies of this warp in order: pass, chunk, row tile, gate or up.
@@ -261,7 +263,7 @@ template <class L, class P, int WARPS> __device__ __forceinline__ void packed_li
     if (w < chunks) x.fetch(p, w, lane);
     for (uint32_t tile = begin; tile < end; tile += per) {
         const uint32_t count = min(per, end - tile) * halves;
-        if (tile > begin) asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+        if (tile > begin) asm volatile("bar.sync %0, %1;" ::"r"(group), "r"(threads) : "memory");
         for (uint32_t chunk = w; chunk < chunks; chunk += writers) {
             // One chunk a warp stays where it is.
             if (chunks > writers || tile == begin) {
@@ -281,7 +283,7 @@ template <class L, class P, int WARPS> __device__ __forceinline__ void packed_li
 
         // The warps' sums meet, in the order of columns.
         if (p.norm && tile == begin) x.put_squares(squares + w * P::TOKENS, lane);
-        asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+        asm volatile("bar.sync %0, %1;" ::"r"(group), "r"(threads) : "memory");
         const uint32_t active = min(writers, chunks);
         constexpr uint32_t RESULTS = P::TOKENS * TILE_ROWS * P::PARTS;
 #pragma unroll 1
@@ -320,16 +322,16 @@ template <class L, class P, int WARPS> __device__ __forceinline__ void packed_li
     }
 }
 
-#define PACKED_LINEAR_KERNEL(name, product, blocks)                                                                         \
-    extern "C" __global__ __launch_bounds__(256, blocks) void packed_linear_##name(const __grid_constant__ PackedLinearParams p) { \
-        packed_linear<product::Layout, product, 8>(p);                                                                      \
+#define PACKED_LINEAR_KERNEL(name, product, threads, blocks)                                                                    \
+    extern "C" __global__ __launch_bounds__(threads, blocks) void packed_linear_##name(const __grid_constant__ PackedLinearParams p) { \
+        packed_linear<product::Layout, product>(p);                                                                             \
     }
 #define PACKED_LINEAR(name, format)                                              \
     using name##_t1 = Int8Product<LayoutOf<Format::format>, 1>;                  \
     using name##_t2 = Int8Product<LayoutOf<Format::format>, 2>;                  \
     using name##_t8 = Bf16Product<LayoutOf<Format::format>, 1>;                  \
     using name##_t16 = Bf16Product<LayoutOf<Format::format>, 2>;                 \
-    PACKED_LINEAR_KERNEL(name##_t1, name##_t1, 2)                                \
-    PACKED_LINEAR_KERNEL(name##_t2, name##_t2, 2)                                \
-    PACKED_LINEAR_KERNEL(name##_t8, name##_t8, 2)                                \
-    PACKED_LINEAR_KERNEL(name##_t16, name##_t16, 1)
+    PACKED_LINEAR_KERNEL(name##_t1, name##_t1, 512, 1)                           \
+    PACKED_LINEAR_KERNEL(name##_t2, name##_t2, 512, 1)                           \
+    PACKED_LINEAR_KERNEL(name##_t8, name##_t8, 256, 2)                           \
+    PACKED_LINEAR_KERNEL(name##_t16, name##_t16, 256, 1)

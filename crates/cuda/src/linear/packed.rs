@@ -2,7 +2,7 @@
 //!
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
-//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes | the same |
+//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes, several block types at once | the same |
 //! | more | `sm90_packed_linear_*.cu`, and `packed_combine.cu` where the columns are split | `packed_linear_*.cu`, 16 tokens at a time |
 
 use ferrum_kernels::{
@@ -10,7 +10,10 @@ use ferrum_kernels::{
     ops::{Activation, Embed, Epilogue, Linear},
 };
 
-use super::packed_tiles::{self, Format, Machine, Plan, SLICE_TOKENS, Shape};
+use super::{
+    Layout, Part,
+    packed_tiles::{self, Format, Machine, Plan, SLICE_TOKENS, Shape},
+};
 use crate::{
     context::{Context, by_float, unsupported},
     driver::{DeviceBuffer, DevicePtr, Grid, Swizzle, TensorMap, TensorMapDType, TensorMapSpec},
@@ -73,7 +76,18 @@ struct PackedLinearParams {
     pass_tiles: u32,
     epilogue: u32,
     out_f32: u32,
+    format: u32,
+    first_block: u32,
+    blocks: u32,
     eps: f32,
+}
+
+const MOST_PARTS: usize = 4;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PackedLinearPartsParams {
+    part: [PackedLinearParams; MOST_PARTS],
 }
 
 #[repr(C)]
@@ -173,6 +187,57 @@ pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[Weigh
     Ok(Packed { dtype, format, rows, cols, tiles })
 }
 
+/// Whether [`linear_parts`] does all of `op` at once.
+pub(super) fn fuses_parts(op: &Linear, parts: &[Part]) -> bool {
+    let packed = parts.iter().all(|part| matches!(part.layout, Layout::Packed(_)));
+    packed && parts.len() <= MOST_PARTS && op.x.shape()[0] <= 2 && !matches!(op.epilogue, Epilogue::ActMul { .. })
+}
+
+/// Queues `op`, which is one that [`fuses_parts`], as one launch in which every part has blocks of its own.
+///
+/// # Errors
+/// When no kernel takes its dtypes or strides, or the device fails.
+pub(super) fn linear_parts(cx: &Context, op: &Linear, parts: &[Part]) -> Result<()> {
+    check(op)?;
+    let tokens = op.x.shape()[0];
+    let packed = parts.iter().filter_map(|part| match &part.layout {
+        Layout::Packed(packed) => Some((part.first_row, packed)),
+        Layout::Dense { .. } => None,
+    });
+    let tiles = packed.clone().map(|(_, p)| (p.rows.div_ceil(TILE_ROWS), p.format.row_tile_bytes(p.cols))).collect::<Vec<_>>();
+    let blocks = packed_tiles::blocks_of_parts(&tiles, cx.device().attributes().sms as usize);
+    let (mut all, mut first_block, mut shared_bytes, mut threads) = (Vec::new(), 0, 0, 0);
+    for ((first_row, packed), blocks) in packed.zip(blocks) {
+        let out = op.out.narrow(1, first_row, packed.rows);
+        let bias = op.bias.map(|b| b.narrow(0, first_row, packed.rows));
+        let Some(plan) = packed.plan(cx, tokens, packed.rows, Some(blocks)) else {
+            return Err(unsupported("linear", format!("{} columns on so little shared memory", packed.cols)));
+        };
+        let params = packed.params(&Linear { bias: bias.as_ref(), ..*op }, op.x, &out, &plan)?;
+        all.push(PackedLinearParams { first_block, ..params });
+        first_block += params.blocks;
+        (shared_bytes, threads) = (shared_bytes.max(plan.shared_bytes as u32), plan.threads);
+    }
+    let end = PackedLinearParams { first_block, blocks: 0, ..all[0] };
+    let part = std::array::from_fn(|i| all.get(i).copied().unwrap_or(end));
+    let kernel = if tokens == 1 { "packed_linear_parts_t1" } else { "packed_linear_parts_t2" };
+    let grid = Grid { shared_bytes, ..Grid::new(first_block as usize, threads) };
+    // SAFETY: the operation's contract holds, and the parts were repacked whole.
+    unsafe { cx.launch("packed_linear_parts", kernel, grid, &PackedLinearPartsParams { part }) }
+}
+
+/// What all kernels ask of `op`.
+fn check(op: &Linear) -> Result<()> {
+    let store = matches!(op.epilogue, Epilogue::Store);
+    if op.x.dtype() != DType::BF16 || !(op.out.dtype() == DType::BF16 || store && op.out.dtype() == DType::F32) {
+        return Err(unsupported("linear", format!("{} activations and {} results", op.x.dtype(), op.out.dtype())));
+    }
+    if !has_packs(&[op.x])? {
+        return Err(unsupported("linear", "rows of x that do not start at multiples of 16 bytes"));
+    }
+    Ok(())
+}
+
 impl Packed {
     pub fn bytes(&self) -> usize {
         self.tiles.len()
@@ -194,18 +259,12 @@ impl Packed {
     /// # Errors
     /// When no kernel takes its dtypes or strides, or the device fails.
     pub fn linear(&self, cx: &Context, op: &Linear) -> Result<()> {
-        let store = matches!(op.epilogue, Epilogue::Store);
-        if op.x.dtype() != DType::BF16 || !(op.out.dtype() == DType::BF16 || store && op.out.dtype() == DType::F32) {
-            return Err(unsupported("linear", format!("{} activations and {} results", op.x.dtype(), op.out.dtype())));
-        }
-        if !has_packs(&[op.x])? {
-            return Err(unsupported("linear", "rows of x that do not start at multiples of 16 bytes"));
-        }
+        check(op)?;
         let tokens = op.x.shape()[0];
         if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
             return self.many(cx, op);
         }
-        let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1]).is_some() { SLICE_TOKENS } else { 8 };
+        let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1], None).is_some() { SLICE_TOKENS } else { 8 };
         for first in (0..tokens).step_by(slice) {
             let count = slice.min(tokens - first);
             self.few(cx, op, &op.x.narrow(0, first, count), &op.out.narrow(0, first, count))?;
@@ -213,9 +272,10 @@ impl Packed {
         Ok(())
     }
 
-    fn plan(&self, cx: &Context, tokens: usize, columns: usize) -> Option<Plan> {
+    /// `sms`: those that this weight has, if not all.
+    fn plan(&self, cx: &Context, tokens: usize, columns: usize, sms: Option<usize>) -> Option<Plan> {
         let attributes = cx.device().attributes();
-        let machine = Machine { sms: attributes.sms as usize, block_shared_bytes: attributes.block_shared_bytes };
+        let machine = Machine { sms: sms.unwrap_or(attributes.sms as usize), block_shared_bytes: attributes.block_shared_bytes };
         let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, tokens };
         packed_tiles::plan(self.format, &shape, &machine)
     }
@@ -223,18 +283,31 @@ impl Packed {
     fn few(&self, cx: &Context, op: &Linear, x: &Tensor, out: &Tensor) -> Result<()> {
         let (tokens, columns) = (x.shape()[0], out.shape()[1]);
         let most = packed_tiles::kernel_tokens(tokens);
-        let Some(plan) = self.plan(cx, most, columns) else {
+        let Some(plan) = self.plan(cx, most, columns, None) else {
             return Err(unsupported("linear", format!("{} columns on so little shared memory", self.cols)));
         };
-        let params = PackedLinearParams {
+        let params = self.params(op, x, out, &plan)?;
+        let (file, kernel) = match most {
+            1 => by_format!(self.dtype, "packed_linear", "_t1"),
+            2 => by_format!(self.dtype, "packed_linear", "_t2"),
+            8 => by_format!(self.dtype, "packed_linear", "_t8"),
+            _ => by_format!(self.dtype, "packed_linear", "_t16"),
+        };
+        let grid = Grid { shared_bytes: plan.shared_bytes as u32, ..Grid::new(plan.blocks, plan.threads) };
+        // SAFETY: the operation's contract holds, and the weight was repacked whole.
+        unsafe { cx.launch(file, kernel, grid, &params) }
+    }
+
+    fn params(&self, op: &Linear, x: &Tensor, out: &Tensor, plan: &Plan) -> Result<PackedLinearParams> {
+        Ok(PackedLinearParams {
             x: ptr(x)?,
             norm: ptr_or_null(op.norm.map(|n| n.weight))?,
             data: self.tiles.ptr(),
             bias: ptr_or_null(op.bias)?,
             out: ptr(out)?,
-            tokens: tokens as u32,
+            tokens: x.shape()[0] as u32,
             cols: self.cols as u32,
-            columns: columns as u32,
+            columns: out.shape()[1] as u32,
             x_stride: stride(x, 0) as u32,
             out_stride: stride(out, 0) as u32,
             k_tiles: packed_tiles::k_tiles(self.cols) as u32,
@@ -243,17 +316,11 @@ impl Packed {
             pass_tiles: plan.pass_tiles as u32,
             epilogue: epilogue(op),
             out_f32: u32::from(out.dtype() == DType::F32),
+            format: self.format.index(),
+            first_block: 0,
+            blocks: plan.blocks as u32,
             eps: op.norm.map_or(0.0, |n| n.eps),
-        };
-        let (file, kernel) = match most {
-            1 => by_format!(self.dtype, "packed_linear", "_t1"),
-            2 => by_format!(self.dtype, "packed_linear", "_t2"),
-            8 => by_format!(self.dtype, "packed_linear", "_t8"),
-            _ => by_format!(self.dtype, "packed_linear", "_t16"),
-        };
-        let grid = Grid { shared_bytes: plan.shared_bytes as u32, ..Grid::new(plan.blocks, packed_tiles::THREADS) };
-        // SAFETY: the operation's contract holds, and the weight was repacked whole.
-        unsafe { cx.launch(file, kernel, grid, &params) }
+        })
     }
 
     fn many(&self, cx: &Context, op: &Linear) -> Result<()> {

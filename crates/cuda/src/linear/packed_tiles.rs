@@ -6,13 +6,10 @@ const TILE_ROWS: usize = 16;
 const TILE_COLS: usize = 64;
 /// Tiles of a chunk: the columns of one warp.
 const CHUNK_TILES: usize = 4;
-/// Warps of a block of `packed_linear.cuh`
-const WARPS: usize = 8;
-pub(super) const THREADS: u32 = 32 * WARPS as u32;
 /// Half of an H100's, less what the system takes of each block
 const HALF_SHARED_BYTES: usize = 112 << 10;
-/// Gated row tiles count once
-const TWO_BLOCKS_TILES: usize = 6;
+/// Of a block on bytes: more takes longer to fill before the first product
+const BYTES_SHARED_BYTES: usize = 160 << 10;
 /// Most tokens of `packed_linear.cuh`
 pub(super) const SLICE_TOKENS: usize = 16;
 
@@ -126,6 +123,7 @@ pub(super) struct Machine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub blocks: usize,
+    pub threads: u32,
     pub group_warps: usize,
     pub stages: usize,
     pub pass_tiles: usize,
@@ -136,37 +134,50 @@ pub(super) struct Plan {
 /// in as few passes as their partial sums have room for, rings as deep as the rest allows. `None` where shared memory has no
 /// room for so many tokens: 8 always fit.
 ///
-/// Of large shared memory a block of up to 8 tokens takes half, so that two run at once where row tiles are many, and else the
-/// next kernel's blocks move in early and fetch their first weights. It takes the same amount for every weight: a
-/// multiprocessor that has to divide its memory anew runs empty first.
+/// On large shared memory a launch fills all multiprocessors alike: blocks of 16 warps on bytes, which want all registers, two
+/// blocks of up to 8 tokens, one of 16. Of blocks that leave room for another of their kind, some multiprocessors get two and
+/// others none. All weights take the same amount: a multiprocessor that has to divide its memory anew runs empty first.
 pub(super) fn plan(format: Format, shape: &Shape, machine: &Machine) -> Option<Plan> {
     let large = machine.block_shared_bytes > 200 << 10;
-    let half = large && shape.tokens <= 8;
-    let shared_bytes = if half { HALF_SHARED_BYTES } else { machine.block_shared_bytes };
+    // Warps, blocks on a multiprocessor, bytes of a block, most row tiles of a pass
+    let (warps, at_once, shared_bytes, most) = match (large, shape.tokens) {
+        (false, _) => (8, 1, machine.block_shared_bytes, 2),
+        (true, 1 | 2) => (16, 1, BYTES_SHARED_BYTES, 8),
+        (true, 8) => (8, 2, HALF_SHARED_BYTES, 8),
+        (true, _) => (8, 1, machine.block_shared_bytes, 4),
+    };
     // Of a warp: sums of a row tile, and room for x on its way into the tensor cores' order.
     let (sums, scratch) = if shape.tokens < 8 { (256, 0) } else { (64 * shape.tokens, 1024) };
     let chunks = k_tiles(shape.cols).div_ceil(CHUNK_TILES);
     let row_tiles = shape.columns.div_ceil(TILE_ROWS);
-    let mut group_warps = chunks.next_power_of_two().min(WARPS);
-    while group_warps < WARPS && row_tiles * group_warps < machine.sms * WARPS {
+    let mut group_warps = chunks.next_power_of_two().min(warps);
+    while group_warps < warps && row_tiles * group_warps < machine.sms * warps {
         group_warps *= 2;
     }
-    let groups = WARPS / group_warps;
-    let two = half && row_tiles >= TWO_BLOCKS_TILES * machine.sms;
-    let blocks = (machine.sms * (1 + usize::from(two))).min(row_tiles.div_ceil(groups)).max(1);
+    let groups = warps / group_warps;
+    let blocks = (machine.sms * at_once).min(row_tiles.div_ceil(groups)).max(1);
     let halves = 1 + usize::from(shape.gated);
-    let most = match (large, shape.tokens) {
-        (false, _) => 2,
-        (true, 16) => 4,
-        (true, 8) => 8,
-        _ => 16,
-    };
     let own = row_tiles.div_ceil(blocks * groups) * halves;
-    let pass_tiles = own.div_ceil(own.div_ceil(most)).next_multiple_of(halves);
-    let fixed = WARPS * (pass_tiles * sums + 4 * shape.tokens + scratch);
     let ring = format.super_ + CHUNK_TILES * format.tile + 8;
-    let stages = shared_bytes.checked_sub(fixed)? / (WARPS * ring);
-    (stages > 0).then_some(Plan { blocks, group_warps, stages, pass_tiles, shared_bytes })
+    let with = |most: usize| {
+        let pass_tiles = own.div_ceil(own.div_ceil(most)).next_multiple_of(halves);
+        let fixed = warps * (pass_tiles * sums + 4 * shape.tokens + scratch);
+        let stages = shared_bytes.checked_sub(fixed)? / (warps * ring);
+        (stages > 0).then_some(Plan { blocks, threads: 32 * warps as u32, group_warps, stages, pass_tiles, shared_bytes })
+    };
+    // Better another pass than nothing on its way.
+    with(most).filter(|plan| plan.stages > 1).or_else(|| with(most / 2)).or_else(|| with(most))
+}
+
+/// Blocks of each part of a weight, `(row tiles, bytes of one)`, of `blocks` in all: the largest share is as small as can be.
+pub(super) fn blocks_of_parts(parts: &[(usize, usize)], blocks: usize) -> Vec<usize> {
+    let mut given = vec![1; parts.len()];
+    for _ in parts.len()..blocks {
+        let share = |&i: &usize| parts[i].0.div_ceil(given[i]) * parts[i].1;
+        let Some(largest) = (0..parts.len()).filter(|&i| given[i] < parts[i].0).max_by_key(share) else { break };
+        given[largest] += 1;
+    }
+    given
 }
 
 #[cfg(test)]
@@ -201,7 +212,7 @@ mod tests {
                             continue;
                         };
                         assert!(plan.shared_bytes <= machine.block_shared_bytes, "{dtype} {shape:?}: {plan:?}");
-                        assert!(WARPS.is_multiple_of(plan.group_warps) && plan.blocks > 0, "{plan:?}");
+                        assert!((plan.threads as usize / 32).is_multiple_of(plan.group_warps) && plan.blocks > 0, "{plan:?}");
                         assert!(plan.pass_tiles > 0 && plan.pass_tiles.is_multiple_of(1 + usize::from(gated)), "{plan:?}");
                     }
                 }
@@ -236,10 +247,17 @@ mod tests {
             let plan = plan(format, &Shape { columns, cols, gated, tokens: 1 }, &H100).expect("8 tokens fit");
             (plan.blocks, plan.group_warps, plan.pass_tiles)
         };
-        assert_eq!(plan(6144, 4096, false), (132, 8, 3));
-        assert_eq!(plan(14336, 4096, true), (264, 8, 8));
-        assert_eq!(plan(128256, 4096, false), (264, 8, 16));
-        assert_eq!(plan(4096, 14336, false), (132, 8, 2));
-        assert_eq!(plan(1024, 1024, false), (64, 8, 1));
+        assert_eq!(plan(6144, 4096, false), (132, 16, 3));
+        assert_eq!(plan(14336, 4096, true), (132, 16, 8));
+        assert_eq!(plan(128256, 4096, false), (132, 16, 8));
+        assert_eq!(plan(4096, 14336, false), (132, 16, 2));
+        assert_eq!(plan(1024, 1024, false), (64, 16, 1));
+    }
+
+    #[test]
+    fn parts_share_the_blocks_by_bytes() {
+        // q and k in Q4_K, v in Q6_K, of an 8B
+        assert_eq!(blocks_of_parts(&[(320, 576), (64, 832)], 132), [107, 25]);
+        assert_eq!(blocks_of_parts(&[(1, 576), (2, 832)], 132), [1, 2]);
     }
 }
