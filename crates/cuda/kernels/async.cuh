@@ -137,3 +137,10 @@ __device__ __forceinline__ void warp_copy(uint32_t dst, const uint8_t* src, uint
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 #endif
 }
+
+// Asks for `bytes` (a multiple of 16) in L2.
+__device__ __forceinline__ void prefetch_l2(const uint8_t* src, uint32_t bytes) {
+#if HAS_BULK
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
+#endif
+}

@@ -50,6 +50,8 @@ struct Tile {
     static constexpr int SMEM_BYTES = RING_BYTES + WARPS * ROWS * 8 + 16;
     // What starting and ending a chunk costs, in sixteenths of the time of a tile (measured: 2.5 tiles of 32 KB).
     static constexpr int CHUNK_COST = 40 * 128 / HEAD_DIM;
+    // And what joining the chunks of an item costs.
+    static constexpr int JOIN_COST = CHUNK_COST;
     static_assert(HEAD_DIM % 16 == 0, "an mma step takes 16 of the head's elements");
     static_assert(STAGE_BYTES == 16 * PITCH * 4 && STAGES >= ROW_TILES, "a warp's ring, once read, holds its f32 outputs");
 };
@@ -96,7 +98,7 @@ __device__ __forceinline__ Plan plan(const AttnParams& p) {
     // of a chunk for the slowest CTA of the last round.
     const int mean = quick_divide_up(units, items), rounds = lane % 8 + 1;
     const int cuts = min(quick_divide(rounds * slots, items), mean), tiles = quick_divide_up(mean, max(cuts, 1));
-    const unsigned cost = cuts == 0 ? 0x0fffffff : min(rounds * (16 * tiles + Tile::CHUNK_COST) + 2 * tiles, 0x0fffffff);
+    const unsigned cost = cuts == 0 ? 0x0fffffff : min(rounds * (16 * tiles + Tile::CHUNK_COST) + 2 * tiles + (tiles < mean ? Tile::JOIN_COST : 0), 0x0fffffff);
     const int best = warp_least(cost << 3 | (rounds - 1)) & 7;
     plan.tiles = max(__shfl_sync(FULL, tiles, best), 1);
     // Uneven lengths: pieces small enough for the end to be even.
@@ -379,7 +381,7 @@ __device__ void attn_decode(const AttnParams& p) {
             if (tid == 0) shared[0] = arrive(p.arrivals + chunk.base, chunk.parts - 1) == chunk.parts - 1;
             __syncthreads();
             if (shared[0]) {
-                constexpr int BATCH = 8;   // loads in flight
+                constexpr int BATCH = 8;  // loads in flight
 #pragma unroll 1
                 for (int i = tid; i < rows * (HEAD_DIM / 4); i += THREADS) {
                     const int r = i / (HEAD_DIM / 4), column = i % (HEAD_DIM / 4) * 4;

@@ -40,7 +40,11 @@ struct PackedLinearParams {
     uint32_t format;       // Format, for packed_linear_parts
     uint32_t first_block, blocks;  // of the launch
     float eps;
+    uint32_t next_bytes;   // of `next` that this kernel fetches into L2, which is idle while few weights wait for their x
+    const uint8_t* next;   // tiles of the weight that is used after this one
 };
+
+constexpr uint32_t L2_PIECE = 4096;
 
 // Products of bf16 numbers, eights of tokens. Holds one chunk of x (256 columns) as B operands, and the sums of each group of
 // columns for tokens 2t and 2t + 1 of each eight.
@@ -261,6 +265,8 @@ template <class L, class P> __device__ __forceinline__ void packed_linear(const 
     struct { uint32_t stage, parity; } take = {0, 0};
     const uint32_t threads = writers * WARP, thread = w * WARP + lane;
     if (w < chunks) x.fetch(p, w, lane);
+    for (uint32_t at = (blockIdx.x + threadIdx.x * gridDim.x) * L2_PIECE; at < p.next_bytes; at += gridDim.x * blockDim.x * L2_PIECE)
+        prefetch_l2(p.next + at, min(L2_PIECE, p.next_bytes - at));
     for (uint32_t tile = begin; tile < end; tile += per) {
         const uint32_t count = min(per, end - tile) * halves;
         if (tile > begin) asm volatile("bar.sync %0, %1;" ::"r"(group), "r"(threads) : "memory");

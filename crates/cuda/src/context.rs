@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use ferrum_kernels::{DType, Error, Result};
 
 use crate::driver::{Device, DeviceBuffer, DevicePtr, Grid, Kernel, Module, Stream, error, fatbin};
-use crate::linear::Lt;
+use crate::linear::{Lt, Next};
 
 /// Scratch memory that one operation may use while it runs.
 const WORKSPACE_BYTES: usize = 128 << 20;
@@ -26,6 +26,7 @@ pub(crate) struct Context {
     workspace: DeviceBuffer,
     counters: DeviceBuffer,
     lt: OnceLock<Option<Lt>>,
+    last_weight: Mutex<Option<Next>>,
 }
 
 impl Context {
@@ -36,7 +37,16 @@ impl Context {
         let stream = Stream::new(&device)?;
         let workspace = DeviceBuffer::new(&device, WORKSPACE_BYTES)?;
         let counters = DeviceBuffer::zeroed(&stream, COUNTER_BYTES)?;
-        Ok(Self { device, stream, kernels: RwLock::default(), modules: RwLock::default(), workspace, counters, lt: OnceLock::new() })
+        Ok(Self {
+            device,
+            stream,
+            kernels: RwLock::default(),
+            modules: RwLock::default(),
+            workspace,
+            counters,
+            lt: OnceLock::new(),
+            last_weight: Mutex::default(),
+        })
     }
 
     pub fn device(&self) -> &Arc<Device> {
@@ -69,6 +79,11 @@ impl Context {
     /// cuBLASLt, opened by the first call; `None` when it is not installed or refuses to start.
     pub fn lt(&self) -> Option<&Lt> {
         self.lt.get_or_init(|| Lt::open(&self.stream).ok().flatten()).as_ref()
+    }
+
+    /// The weight that was used last; from now on that is `weight`.
+    pub fn last_weight(&self, weight: &Next) -> Option<Next> {
+        self.last_weight.lock().unwrap_or_else(PoisonError::into_inner).replace(weight.clone())
     }
 
     /// Whether `kernels/STEM.cu` is in this program and runs on this device.

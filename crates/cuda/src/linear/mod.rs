@@ -22,6 +22,7 @@ use crate::{
 };
 
 pub(crate) use lt::{LT_BYTES, Lt};
+pub(crate) use packed::Next;
 use packed::Packed;
 
 /// A weight on the device: consecutive row ranges, each in one layout.

@@ -5,6 +5,8 @@
 //! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes, several block types at once | the same |
 //! | more | `sm90_packed_linear_*.cu`, and `packed_combine.cu` where the columns are split | `packed_linear_*.cu`, 16 tokens at a time |
 
+use std::sync::{Arc, OnceLock};
+
 use ferrum_kernels::{
     DType, Result, Tensor, WeightPart,
     ops::{Activation, Embed, Epilogue, Linear},
@@ -29,7 +31,11 @@ pub(crate) struct Packed {
     rows: usize,
     cols: usize,
     tiles: DeviceBuffer,
+    next: Next,
 }
+
+/// The tiles of the weight that was used after this one, when it was used first, and how many bytes of them to prefetch.
+pub(crate) type Next = Arc<OnceLock<(DevicePtr, u32)>>;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -80,6 +86,8 @@ struct PackedLinearParams {
     first_block: u32,
     blocks: u32,
     eps: f32,
+    next_bytes: u32,
+    next: DevicePtr,
 }
 
 const MOST_PARTS: usize = 4;
@@ -123,6 +131,8 @@ struct PackedCombineParams {
 
 /// Blocks that are uploaded before they are repacked: the most that the scratch memory takes.
 const PIECE_BYTES: usize = 64 << 20;
+/// Of the next weight, into L2; also the most that a weight has whose kernel leaves the memory idle for so long.
+const PREFETCH_BYTES: usize = 16 << 20;
 const TILE_ROWS: usize = 16;
 
 /// `(file, kernel)` of the dtype's instance of a family of kernels.
@@ -184,7 +194,7 @@ pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[Weigh
         // SAFETY: the piece was uploaded whole, and its tiles lie within the buffer.
         unsafe { cx.launch("packed_repack", kernel, grid, &params)? };
     }
-    Ok(Packed { dtype, format, rows, cols, tiles })
+    Ok(Packed { dtype, format, rows, cols, tiles, next: Next::default() })
 }
 
 /// Whether [`linear_parts`] does all of `op` at once.
@@ -204,7 +214,7 @@ pub(super) fn linear_parts(cx: &Context, op: &Linear, parts: &[Part]) -> Result<
         Layout::Packed(packed) => Some((part.first_row, packed)),
         Layout::Dense { .. } => None,
     });
-    let tiles = packed.clone().map(|(_, p)| (p.rows.div_ceil(TILE_ROWS), p.format.row_tile_bytes(p.cols))).collect::<Vec<_>>();
+    let tiles = packed.clone().map(|(_, p)| (p.rows.div_ceil(TILE_ROWS), p.format.tile_cost())).collect::<Vec<_>>();
     let blocks = packed_tiles::blocks_of_parts(&tiles, cx.device().attributes().sms as usize);
     let (mut all, mut first_block, mut shared_bytes, mut threads) = (Vec::new(), 0, 0, 0);
     for ((first_row, packed), blocks) in packed.zip(blocks) {
@@ -217,6 +227,9 @@ pub(super) fn linear_parts(cx: &Context, op: &Linear, parts: &[Part]) -> Result<
         all.push(PackedLinearParams { first_block, ..params });
         first_block += params.blocks;
         (shared_bytes, threads) = (shared_bytes.max(plan.shared_bytes as u32), plan.threads);
+    }
+    if let Some(Layout::Packed(last)) = parts.last().map(|part| &part.layout) {
+        last.follow(cx);
     }
     let end = PackedLinearParams { first_block, blocks: 0, ..all[0] };
     let part = std::array::from_fn(|i| all.get(i).copied().unwrap_or(end));
@@ -260,6 +273,7 @@ impl Packed {
     /// When no kernel takes its dtypes or strides, or the device fails.
     pub fn linear(&self, cx: &Context, op: &Linear) -> Result<()> {
         check(op)?;
+        self.follow(cx);
         let tokens = op.x.shape()[0];
         if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
             return self.many(cx, op);
@@ -270,6 +284,13 @@ impl Packed {
             self.few(cx, op, &op.x.narrow(0, first, count), &op.out.narrow(0, first, count))?;
         }
         Ok(())
+    }
+
+    /// Tells the weight that was used last what comes after it.
+    fn follow(&self, cx: &Context) {
+        if let Some(last) = cx.last_weight(&self.next) {
+            last.get_or_init(|| (self.tiles.ptr(), self.tiles.len().min(PREFETCH_BYTES) as u32));
+        }
     }
 
     /// `sms`: those that this weight has, if not all.
@@ -299,6 +320,7 @@ impl Packed {
     }
 
     fn params(&self, op: &Linear, x: &Tensor, out: &Tensor, plan: &Plan) -> Result<PackedLinearParams> {
+        let (next, next_bytes) = if self.tiles.len() <= PREFETCH_BYTES { self.next.get().copied().unwrap_or_default() } else { (0, 0) };
         Ok(PackedLinearParams {
             x: ptr(x)?,
             norm: ptr_or_null(op.norm.map(|n| n.weight))?,
@@ -320,6 +342,8 @@ impl Packed {
             first_block: 0,
             blocks: plan.blocks as u32,
             eps: op.norm.map_or(0.0, |n| n.eps),
+            next_bytes,
+            next,
         })
     }
 

@@ -163,8 +163,9 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(fused(5, &[(48, dtype), (48, dtype)], cols, Form { bias: true, ..Form::NORM_GATE }));
         cases.push(fused(2, &[(33, dtype)], cols, Form { bias: true, ..Form::ADD }));
     }
-    for tokens in [1, 19] {
+    for tokens in [1, 2, 5, 19] {
         cases.push(fused(tokens, &qkv, 512, Form { bias: true, ..Form::NORM }));
+        cases.push(fused(tokens, &[(64, DType::Q5_0), (33, DType::Q8_0), (16, DType::IQ4_NL)], 896, Form::NORM_ADD));
     }
     cases
 }
