@@ -94,6 +94,12 @@ __device__ __forceinline__ void cluster_store_async(uint32_t at, float4 v, uint3
 #endif
 }
 
+__device__ __forceinline__ void cluster_store_async(uint32_t at, float2 v, uint32_t barrier) {
+#if HAS_BULK
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(at), "f"(v.x), "f"(v.y), "r"(barrier) : "memory");
+#endif
+}
+
 // Tells another block that shared memory it writes to has been read. It orders no writes.
 __device__ __forceinline__ void cluster_arrive(uint32_t barrier) {
 #if HAS_BULK

@@ -113,7 +113,7 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
     let fused = match &weight.parts[..] {
         [Part { layout: Layout::Dense { dtype: DType::BF16, .. }, .. }] => dense::fuses(cx, op)?,
         [Part { layout: Layout::Packed(packed), .. }] => packed.fuses(cx, op),
-        parts if packed::fuses_parts(op, parts) => return packed::linear_parts(cx, op, parts),
+        parts if packed::fuses_parts(cx, op, parts) => return packed::linear_parts(cx, op, parts),
         _ => op.norm.is_none() && !matches!(op.epilogue, Epilogue::ActMul { .. }),
     };
     if !fused {

@@ -2,8 +2,11 @@
 //!
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
-//! | 1 … 16 | `packed_linear_*.cu`, the norm in front included; 1 and 2 on bytes, several block types at once | the same |
-//! | more | `sm90_packed_linear_*.cu`, and `packed_combine.cu` where the columns are split | `packed_linear_*.cu`, 16 tokens at a time |
+//! | 1, 2 | `packed_linear_*.cu` | the same |
+//! | 3 … 16 | `packed_skinny_*.cu` | the same |
+//! | more | `sm90_packed_linear_*.cu`, and `packed_combine.cu` where the columns are split | `packed_skinny_*.cu`, 16 or 8 tokens at a time |
+//!
+//! Up to 16 tokens the norm in front is included, and rows of several block types are one launch.
 
 use std::sync::{Arc, OnceLock};
 
@@ -80,6 +83,7 @@ struct PackedLinearParams {
     group_warps: u32,
     stages: u32,
     pass_tiles: u32,
+    slab: u32,
     epilogue: u32,
     out_f32: u32,
     format: u32,
@@ -198,9 +202,10 @@ pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[Weigh
 }
 
 /// Whether [`linear_parts`] does all of `op` at once.
-pub(super) fn fuses_parts(op: &Linear, parts: &[Part]) -> bool {
+pub(super) fn fuses_parts(cx: &Context, op: &Linear, parts: &[Part]) -> bool {
     let packed = parts.iter().all(|part| matches!(part.layout, Layout::Packed(_)));
-    packed && parts.len() <= MOST_PARTS && op.x.shape()[0] <= 2 && !matches!(op.epilogue, Epilogue::ActMul { .. })
+    let most = if cx.has("sm90_packed_linear_k") { SLICE_TOKENS } else { 8 };
+    packed && parts.len() <= MOST_PARTS && op.x.shape()[0] <= most && !matches!(op.epilogue, Epilogue::ActMul { .. })
 }
 
 /// Queues `op`, which is one that [`fuses_parts`], as one launch in which every part has blocks of its own.
@@ -215,28 +220,45 @@ pub(super) fn linear_parts(cx: &Context, op: &Linear, parts: &[Part]) -> Result<
         Layout::Dense { .. } => None,
     });
     let tiles = packed.clone().map(|(_, p)| (p.rows.div_ceil(TILE_ROWS), p.format.tile_cost())).collect::<Vec<_>>();
-    let blocks = packed_tiles::blocks_of_parts(&tiles, cx.device().attributes().sms as usize);
-    let (mut all, mut first_block, mut shared_bytes, mut threads) = (Vec::new(), 0, 0, 0);
-    for ((first_row, packed), blocks) in packed.zip(blocks) {
+    let (most, machine) = (packed_tiles::kernel_tokens(tokens), machine(cx));
+    let cluster = packed_tiles::cluster(most, op.weight.cols(), &machine);
+    let clusters = packed_tiles::blocks_of_parts(&tiles, machine.sms / cluster);
+    let warps = packed.clone().map(|(_, p)| packed_tiles::warps(p.format, most, &machine)).min().unwrap_or(machine.warps);
+    let (mut all, mut launched, mut first_block) = (Vec::new(), Grid::new(0, 0), 0);
+    for ((first_row, packed), clusters) in packed.zip(clusters) {
         let out = op.out.narrow(1, first_row, packed.rows);
         let bias = op.bias.map(|b| b.narrow(0, first_row, packed.rows));
-        let Some(plan) = packed.plan(cx, tokens, packed.rows, Some(blocks)) else {
+        let share = Machine { sms: clusters * cluster, warps, ..machine };
+        let Some(plan) = packed.plan(&share, most, packed.rows) else {
             return Err(unsupported("linear", format!("{} columns on so little shared memory", packed.cols)));
         };
         let params = packed.params(&Linear { bias: bias.as_ref(), ..*op }, op.x, &out, &plan)?;
         all.push(PackedLinearParams { first_block, ..params });
         first_block += params.blocks;
-        (shared_bytes, threads) = (shared_bytes.max(plan.shared_bytes as u32), plan.threads);
+        let grid = plan.grid();
+        launched = Grid { shared_bytes: launched.shared_bytes.max(grid.shared_bytes), ..grid };
     }
     if let Some(Layout::Packed(last)) = parts.last().map(|part| &part.layout) {
         last.follow(cx);
     }
     let end = PackedLinearParams { first_block, blocks: 0, ..all[0] };
     let part = std::array::from_fn(|i| all.get(i).copied().unwrap_or(end));
-    let kernel = if tokens == 1 { "packed_linear_parts_t1" } else { "packed_linear_parts_t2" };
-    let grid = Grid { shared_bytes, ..Grid::new(first_block as usize, threads) };
+    let (file, kernel) = match most {
+        1 => ("packed_linear_parts", "packed_linear_parts_t1"),
+        2 => ("packed_linear_parts", "packed_linear_parts_t2"),
+        4 => ("packed_skinny_parts", "packed_skinny_parts_t4"),
+        8 => ("packed_skinny_parts", "packed_skinny_parts_t8"),
+        _ => ("packed_skinny_parts", "packed_skinny_parts_t16"),
+    };
+    let grid = Grid { blocks: [first_block, 1, 1], ..launched };
     // SAFETY: the operation's contract holds, and the parts were repacked whole.
-    unsafe { cx.launch("packed_linear_parts", kernel, grid, &PackedLinearPartsParams { part }) }
+    unsafe { cx.launch(file, kernel, grid, &PackedLinearPartsParams { part }) }
+}
+
+fn machine(cx: &Context) -> Machine {
+    let attributes = cx.device().attributes();
+    let clusters = cx.has("sm90_packed_linear_k");
+    Machine { sms: attributes.sms as usize, block_shared_bytes: attributes.block_shared_bytes, clusters, warps: 16 }
 }
 
 /// What all kernels ask of `op`.
@@ -278,7 +300,7 @@ impl Packed {
         if tokens > SLICE_TOKENS && cx.has("sm90_packed_linear_k") {
             return self.many(cx, op);
         }
-        let slice = if self.plan(cx, SLICE_TOKENS, op.out.shape()[1], None).is_some() { SLICE_TOKENS } else { 8 };
+        let slice = if self.plan(&machine(cx), SLICE_TOKENS, op.out.shape()[1]).is_some() { SLICE_TOKENS } else { 8 };
         for first in (0..tokens).step_by(slice) {
             let count = slice.min(tokens - first);
             self.few(cx, op, &op.x.narrow(0, first, count), &op.out.narrow(0, first, count))?;
@@ -293,30 +315,26 @@ impl Packed {
         }
     }
 
-    /// `sms`: those that this weight has, if not all.
-    fn plan(&self, cx: &Context, tokens: usize, columns: usize, sms: Option<usize>) -> Option<Plan> {
-        let attributes = cx.device().attributes();
-        let machine = Machine { sms: sms.unwrap_or(attributes.sms as usize), block_shared_bytes: attributes.block_shared_bytes };
-        let shape = Shape { columns, cols: self.cols, gated: self.rows > columns, tokens };
-        packed_tiles::plan(self.format, &shape, &machine)
+    fn plan(&self, machine: &Machine, tokens: usize, columns: usize) -> Option<Plan> {
+        packed_tiles::plan(self.format, &Shape { columns, cols: self.cols, gated: self.rows > columns, tokens }, machine)
     }
 
     fn few(&self, cx: &Context, op: &Linear, x: &Tensor, out: &Tensor) -> Result<()> {
         let (tokens, columns) = (x.shape()[0], out.shape()[1]);
         let most = packed_tiles::kernel_tokens(tokens);
-        let Some(plan) = self.plan(cx, most, columns, None) else {
+        let Some(plan) = self.plan(&machine(cx), most, columns) else {
             return Err(unsupported("linear", format!("{} columns on so little shared memory", self.cols)));
         };
         let params = self.params(op, x, out, &plan)?;
         let (file, kernel) = match most {
             1 => by_format!(self.dtype, "packed_linear", "_t1"),
             2 => by_format!(self.dtype, "packed_linear", "_t2"),
-            8 => by_format!(self.dtype, "packed_linear", "_t8"),
-            _ => by_format!(self.dtype, "packed_linear", "_t16"),
+            4 => by_format!(self.dtype, "packed_skinny", "_t4"),
+            8 => by_format!(self.dtype, "packed_skinny", "_t8"),
+            _ => by_format!(self.dtype, "packed_skinny", "_t16"),
         };
-        let grid = Grid { shared_bytes: plan.shared_bytes as u32, ..Grid::new(plan.blocks, plan.threads) };
         // SAFETY: the operation's contract holds, and the weight was repacked whole.
-        unsafe { cx.launch(file, kernel, grid, &params) }
+        unsafe { cx.launch(file, kernel, plan.grid(), &params) }
     }
 
     fn params(&self, op: &Linear, x: &Tensor, out: &Tensor, plan: &Plan) -> Result<PackedLinearParams> {
@@ -336,6 +354,7 @@ impl Packed {
             group_warps: plan.group_warps as u32,
             stages: plan.stages as u32,
             pass_tiles: plan.pass_tiles as u32,
+            slab: plan.slab as u32,
             epilogue: epilogue(op),
             out_f32: u32::from(out.dtype() == DType::F32),
             format: self.format.index(),

@@ -163,9 +163,16 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(fused(5, &[(48, dtype), (48, dtype)], cols, Form { bias: true, ..Form::NORM_GATE }));
         cases.push(fused(2, &[(33, dtype)], cols, Form { bias: true, ..Form::ADD }));
     }
-    for tokens in [1, 2, 5, 19] {
+    for tokens in [1, 2, 3, 7, 16, 19] {
         cases.push(fused(tokens, &qkv, 512, Form { bias: true, ..Form::NORM }));
         cases.push(fused(tokens, &[(64, DType::Q5_0), (33, DType::Q8_0), (16, DType::IQ4_NL)], 896, Form::NORM_ADD));
+    }
+    // Columns that a GPU divides among blocks, and more than their memory holds at once.
+    for dtype in [DType::Q8_0, DType::Q4_K, DType::Q6_K] {
+        for tokens in [4, 8, 16] {
+            cases.push(fused(tokens, &[(48, dtype), (48, dtype)], 4608, Form::NORM_GATE));
+            cases.push(fused(tokens, &[(80, dtype)], 14336, Form::ADD));
+        }
     }
     cases
 }
