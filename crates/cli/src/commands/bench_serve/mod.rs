@@ -104,7 +104,8 @@ async fn measure(args: &BenchServeArgs) -> anyhow::Result<()> {
         let notes: String = notes.iter().map(|note| format!("note: {note}\n")).collect();
         output::text(&format!("{facts}{notes}\n{}", table::head(plans[0].arrivals, args.slo.is_some())))?;
     }
-    let fresh = args.workload.prefix_len == 0;
+    // The words of a chat template are the same in every prompt, and files may repeat themselves.
+    let fresh = client.dialect.ids && args.workload.prefix_len == 0;
     let mut points: Vec<Point> = Vec::with_capacity(plans.len());
     for plan in &plans {
         if args.load.warmup > 0 {
@@ -200,10 +201,13 @@ fn progress(plan: &Plan) -> ProgressBar {
     if !output::status_visible() {
         return ProgressBar::hidden();
     }
-    let bar = if plan.requests == usize::MAX { ProgressBar::no_length() } else { ProgressBar::new(plan.requests as u64) };
+    // Of a measurement that time ends, nobody knows how far it is.
+    let (bar, template) = match plan.requests {
+        usize::MAX => (ProgressBar::no_length(), "{prefix} {spinner} {pos} requests, {elapsed}"),
+        requests => (ProgressBar::new(requests as u64), "{prefix} [{wide_bar}] {pos}/{len} requests, {elapsed} "),
+    };
     // The template is right; without it the bar is only plainer.
-    let style =
-        ProgressStyle::with_template("{prefix} [{wide_bar}] {pos}/{len} requests, {elapsed} ").unwrap_or(ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
     let name = table::varied(plan.arrivals);
     bar.set_style(style);
     bar.set_prefix(match plan.arrivals {
