@@ -5,10 +5,13 @@
 
 import asyncio
 import json
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
 
+# Its own list of models will do.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import instructor
 import litellm
 import openai

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from server import serving
 
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-import lm_eval  # noqa: E402
+import lm_eval
 
 QUESTIONS = [
     ("The capital of France is", " Paris", " purple"),

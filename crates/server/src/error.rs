@@ -86,6 +86,17 @@ impl ApiError {
         self
     }
 
+    /// The same in a route's own names: the first of `names` that `param` begins with is replaced.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        if let Some(param) = &mut self.param
+            && let Some((from, to)) = names.iter().find(|(from, _)| param.starts_with(from))
+        {
+            self.message = self.message.replace(&format!("`{from}"), &format!("`{to}"));
+            *param = param.replacen(from, to, 1);
+        }
+        self
+    }
+
     /// The body in OpenAI's shape.
     pub fn openai(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
@@ -132,7 +143,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::Invalid { field, .. } => Self::invalid(field, message),
+            SubmitError::Invalid { field, .. } => Self::invalid(field, message).renamed(&[("stop_tokens", "stop_token_ids")]),
             SubmitError::PromptTooLong { .. } | SubmitError::ContextExceeded { .. } => {
                 Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
             }

@@ -171,7 +171,10 @@ fn read_message(message: Value, path: &str) -> Result<Value> {
 }
 
 /// Text, or a list of text parts.
-fn read_text(content: Value, path: &str) -> Result<String> {
+///
+/// # Errors
+/// Naming the part of `path` that is anything else.
+pub fn read_text(content: Value, path: &str) -> Result<String> {
     let parts = match content {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,

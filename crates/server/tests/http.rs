@@ -82,7 +82,7 @@ async fn bad_requests_name_the_field() {
         (json!({"logprobs": true, "top_logprobs": 129}), "top_logprobs"),
         (json!({"presence_penalty": 3}), "presence_penalty"),
         (json!({"stop": [""]}), "stop"),
-        (json!({"stop_token_ids": [1 << 30]}), "stop_tokens"),
+        (json!({"stop_token_ids": [1 << 30]}), "stop_token_ids"),
         (json!({"seed": "x"}), "seed"),
         (json!({"logit_bias": {"5": 1000}}), "logit_bias"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),

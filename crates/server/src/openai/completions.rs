@@ -51,7 +51,7 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
         choices.extend(std::iter::repeat_with(echo).take(generation.n));
     }
     let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
-    let answers = Answers::start(&app, model, prompts, &generation).await?;
+    let answers = Answers::start(&app, model, prompts, &generation).await.map_err(|error| error.renamed(&[("messages", "prompt")]))?;
     let completion = Completion { head: Head::new(&app, model, (OBJECT, "cmpl-"), logprobs.is_some()), answers, choices, shape };
     if streaming.stream {
         let events = completion.chunks(streaming.include_usage);

@@ -37,7 +37,7 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
     let texts = input::texts(model, "input", fields.take("input"))?;
     let mut vectors = vec![Vec::new(); texts.len()];
     let texts = texts.into_iter().map(|text| text.tokens).collect();
-    let mut answers = Answers::start(&app, model, texts, &generation).await?;
+    let mut answers = Answers::start(&app, model, texts, &generation).await.map_err(|error| error.renamed(&[("messages", "input")]))?;
     while let Some(piece) = answers.next().await? {
         if let Piece::Prompt { choice, reading: Reading::Embedding(vector) } = piece {
             vectors[choice] = vector;

@@ -21,13 +21,16 @@ use crate::{
     turn::{Asked, Turn},
 };
 
+/// What errors call fields, and what they are here.
+const NAMES: &[(&str, &str)] = &[("messages", "input"), ("response_format.json_schema", "text.format"), ("response_format", "text.format")];
+
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body, &takes::RESPONSE)?;
     let model = app.model_named(fields.string("model")?)?;
     let stream = fields.bool("stream")?.unwrap_or(false);
     let head = events::Head::new(&app, &model.name, &fields);
     let mut chat = request::chat(&mut fields)?;
-    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await?;
+    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await.map_err(|error| error.renamed(NAMES))?;
     let response = events::Answer::new(head);
     if stream {
         return Ok(Sse::new(events::stream(response, turn)).keep_alive(KeepAlive::default()).into_response());

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     error::{ApiError, Result},
     fields::{Fields, wrong},
+    prompt::read_text,
 };
 
 /// Fields that mean the same in both.
@@ -76,8 +77,9 @@ fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
     let mut item = Fields::of(item, path)?;
     match item.string("type")? {
         None | Some("message") => {
-            let content = item.take("content").unwrap_or_default();
-            let role = item.take("role").unwrap_or_default();
+            // The names of what is wrong are known here.
+            let role = item.required_string("role")?.to_owned();
+            let content = item.take("content").map(|content| read_text(content, &item.name("content"))).transpose()?;
             messages.push(json!({"role": role, "content": content}));
         }
         Some("function_call") => {
@@ -94,6 +96,7 @@ fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
         }
         Some("function_call_output") => {
             let (id, output) = (item.required_string("call_id")?.to_owned(), item.take("output").unwrap_or_default());
+            let output = read_text(output, &item.name("output"))?;
             messages.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
         }
         // Templates leave earlier reasoning out.
