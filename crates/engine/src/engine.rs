@@ -105,6 +105,7 @@ pub struct Engine {
     unmasked: Vec<(usize, Vec<f32>)>,
     logprobs: Vec<(usize, TokenLogprobs)>,
     outcomes: Vec<Outcome>,
+    started: Vec<RequestId>,
 }
 
 /// What drawing needs to know of a request.
@@ -117,6 +118,8 @@ struct Active {
     biases: Vec<LogitBias>,
     constraint: Option<Constraint>,
     reader: Option<PromptReader>,
+    /// Whether some of its tokens have been in a step
+    is_started: bool,
 }
 
 impl Active {
@@ -182,6 +185,7 @@ impl Engine {
             unmasked: Vec::new(),
             logprobs: Vec::new(),
             outcomes: Vec::with_capacity(sizes.max_seqs),
+            started: Vec::with_capacity(sizes.max_seqs),
         })
     }
 
@@ -218,7 +222,7 @@ impl Engine {
         });
         match self.scheduler.submit(NewSequence { speculates, ..request.into_sequence(&self.end_tokens, tag) }) {
             Ok(id) => {
-                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint, reader });
+                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint, reader, is_started: false });
                 Ok(id)
             }
             Err(error) => {
@@ -271,6 +275,13 @@ impl Engine {
                 self.counts.forget(history);
             }
         }
+        self.started.clear();
+        for planned in &plan.seqs {
+            if let Some(active) = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id && !a.is_started) {
+                active.is_started = true;
+                self.started.push(planned.id);
+            }
+        }
         self.stats.last_step.tokens = plan.tokens.len();
         self.stats.last_step.sequences = plan.seqs.len();
         let issued = match () {
@@ -309,6 +320,11 @@ impl Engine {
 
     pub fn stats(&self) -> Stats {
         Stats { counts: self.scheduler.counts(), ..self.stats }
+    }
+
+    /// Requests whose first tokens were in the last step that was issued.
+    pub fn started(&self) -> &[RequestId] {
+        &self.started
     }
 
     /// Requests that wait, and that run.

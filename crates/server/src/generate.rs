@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::{
     app::{App, Served},
     error::{ApiError, Result},
+    metrics::Times,
     sampling::Generation,
     service::{Service, Ticket, Update},
 };
@@ -69,6 +70,7 @@ impl Answers {
     pub async fn start(app: &Arc<App>, model: &Served, prompts: Vec<Vec<u32>>, generation: &Generation) -> Result<Self> {
         let generation = &generation.compiled(app).await?;
         let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
+        app.metrics.asked(generation.n, generation.max_tokens);
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let open = prompts.len() * generation.n;
         for (index, prompt) in prompts.into_iter().enumerate() {
@@ -138,7 +140,7 @@ struct Source {
 impl Source {
     async fn run(self, prompt: Vec<u32>, choice: usize, first: Ticket, stream: TextStream) {
         let mut siblings = (self.generation.n > 1).then_some(prompt);
-        let mut answer = Answer { source: &self, choice, stream, started: Instant::now(), last_token: None, tokens: 0 };
+        let mut answer = Answer { source: &self, choice, stream, times: Times::since(first.submitted()), tokens: 0 };
         let mut ticket = first;
         loop {
             let more = answer.forward(&mut ticket).await;
@@ -164,7 +166,7 @@ impl Source {
             };
             tokio::spawn(async move {
                 let mut answer =
-                    Answer { source: &source, choice: choice + index, stream, started: Instant::now(), last_token: None, tokens: 0 };
+                    Answer { source: &source, choice: choice + index, stream, times: Times::since(ticket.submitted()), tokens: 0 };
                 while answer.forward(&mut ticket).await {}
             });
         }
@@ -176,19 +178,24 @@ struct Answer<'a> {
     source: &'a Source,
     choice: usize,
     stream: TextStream,
-    started: Instant,
-    last_token: Option<Instant>,
+    times: Times,
     tokens: usize,
 }
 
 impl Answer<'_> {
     /// Passes one update on. `false` after the last, or when nobody listens any more.
     async fn forward(&mut self, ticket: &mut Ticket) -> bool {
-        let update = tokio::select! {
-            update = ticket.next() => update,
-            () = self.source.pieces.closed() => {
-                self.give_up(ticket).await;
-                return false;
+        let update = loop {
+            let update = tokio::select! {
+                update = ticket.next() => update,
+                () = self.source.pieces.closed() => {
+                    self.give_up(ticket).await;
+                    return false;
+                }
+            };
+            match update {
+                Some(Update::Started(at)) => self.times.started = Some(at),
+                update => break update,
             }
         };
         let Some(update) = update else {
@@ -196,6 +203,8 @@ impl Answer<'_> {
             return false;
         };
         match update {
+            // Came and went above.
+            Update::Started(_) => true,
             Update::Token { token, logprobs } => {
                 self.time_token();
                 self.tokens += 1;
@@ -250,14 +259,15 @@ impl Answer<'_> {
     fn time_token(&mut self) {
         let now = Instant::now();
         let metrics = &self.source.app.metrics;
-        match self.last_token.replace(now) {
-            None => metrics.first_token(now - self.started),
+        self.times.first_token.get_or_insert(now);
+        match self.times.last_token.replace(now) {
+            None => metrics.first_token(now - self.times.submitted),
             Some(before) => metrics.next_token(now - before),
         }
     }
 
     fn observe(&self, finished: &Finished) {
-        self.source.app.metrics.finished(finished, self.started.elapsed());
+        self.source.app.metrics.finished(finished, &self.times);
         let prompt = finished.prompt_tokens.saturating_sub(finished.reused_tokens);
         self.source.generation.client.charge(prompt + finished.generated_tokens);
     }

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc};
 use axum::{
     Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -22,6 +22,7 @@ use crate::{
     app::App,
     error::{ApiError, Result},
     fields::Fields,
+    metrics::prometheus_text,
     openapi::takes,
     prompt::ChatPrompt,
     service::{KvWatch, Snapshot},
@@ -35,9 +36,16 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
     }
 }
 
-pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response> {
+/// As OpenMetrics for whoever asks for it, as Prometheus does; else in the older format that everybody reads.
+pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response> {
     let text = app.metrics.text(&app).map_err(|_| ApiError::internal("the metrics cannot be written"))?;
-    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
+    let accepts = headers.get(header::ACCEPT).is_some_and(|v| v.to_str().is_ok_and(|v| v.contains("application/openmetrics-text")));
+    let (kind, text) = if accepts {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", prometheus_text(&text))
+    };
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
 /// What can be reused, and how that changes, as server-sent events: for routers that send requests where their beginnings

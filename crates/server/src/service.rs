@@ -15,10 +15,14 @@ use std::{
 };
 
 use ferrum_engine::{Engine, Event, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{broadcast, mpsc as updates, oneshot};
 
 /// How often an idle engine shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
+
+/// Bounds as vLLM has them.
+const STEP_TOKENS: [f64; 13] = [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
 /// How long an idle engine that drains waits for more of what it has taken: further answers to a prompt come behind the first.
 const LAST_WAIT: Duration = Duration::from_millis(100);
@@ -29,6 +33,8 @@ const KV_EVENTS_BEHIND: usize = 4096;
 /// What the engine says of one request.
 #[derive(Debug)]
 pub enum Update {
+    /// Its computation has begun; comes once, before all else
+    Started(Instant),
     Token {
         token: u32,
         logprobs: Option<TokenLogprobs>,
@@ -79,6 +85,7 @@ impl Snapshot {
 pub struct Service {
     commands: mpsc::Sender<Command>,
     snapshot: Arc<Mutex<Option<Snapshot>>>,
+    step_tokens: Histogram,
 }
 
 /// A request in the engine.
@@ -86,6 +93,7 @@ pub struct Ticket {
     id: RequestId,
     commands: mpsc::Sender<Command>,
     updates: updates::UnboundedReceiver<Update>,
+    submitted: Instant,
     finished: bool,
 }
 
@@ -119,18 +127,20 @@ impl Service {
     pub fn start(engine: Engine) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (commands, receiver) = mpsc::channel();
         let snapshot = Arc::new(Mutex::new(None));
+        let step_tokens = Histogram::new(STEP_TOKENS);
         let worker = Worker {
             engine,
             commands: receiver,
             clients: HashMap::new(),
             snapshot: Arc::clone(&snapshot),
             kv_watchers: None,
+            step_tokens: step_tokens.clone(),
             failures: 0,
             draining: false,
         };
         worker.publish();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
-        Ok((Self { commands, snapshot }, thread))
+        Ok((Self { commands, snapshot, step_tokens }, thread))
     }
 
     /// Hands a request to the engine.
@@ -150,12 +160,13 @@ impl Service {
     }
 
     async fn send(&self, request: Request, belongs: bool) -> Result<Ticket, Refused> {
+        let submitted = Instant::now();
         let (reply, answer) = oneshot::channel();
         let (sender, receiver) = updates::unbounded_channel();
         let command = Command::Submit { request: Box::new(request), belongs, reply, updates: sender };
         self.commands.send(command).map_err(|_| Refused::Dead)?;
         let id = answer.await.map_err(|_| Refused::Dead)??;
-        Ok(Ticket { id, commands: self.commands.clone(), updates: receiver, finished: false })
+        Ok(Ticket { id, commands: self.commands.clone(), updates: receiver, submitted, finished: false })
     }
 
     /// Takes no more requests; the thread ends with the last of those it has.
@@ -184,6 +195,11 @@ impl Service {
         answer.await.unwrap_or_else(|_| Err(Refused::Dead.to_string()))
     }
 
+    /// Tokens of each step, for the metrics.
+    pub(crate) fn step_tokens(&self) -> &Histogram {
+        &self.step_tokens
+    }
+
     /// `None` once the engine's thread has ended.
     pub fn snapshot(&self) -> Option<Snapshot> {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
@@ -191,12 +207,17 @@ impl Service {
 }
 
 impl Ticket {
+    /// When the request was handed over.
+    pub fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
     /// Ends the request where it is. The blocks are free before the engine's next step.
     pub async fn stop(&mut self) -> Option<Finished> {
         self.commands.send(Command::Cancel(self.id)).ok()?;
         loop {
             match self.next().await? {
-                Update::Token { .. } | Update::Prompt(_) => {}
+                Update::Started(_) | Update::Token { .. } | Update::Prompt(_) => {}
                 Update::Finished(finished) => return Some(finished),
             }
         }
@@ -225,6 +246,7 @@ struct Worker {
     snapshot: Arc<Mutex<Option<Snapshot>>>,
     /// From the first time somebody watches
     kv_watchers: Option<broadcast::Sender<Arc<[KvEvent]>>>,
+    step_tokens: Histogram,
     failures: u32,
     draining: bool,
 }
@@ -282,7 +304,16 @@ impl Worker {
 
     /// `false` when the engine cannot go on.
     fn step(&mut self, events: &mut Vec<Event>) -> bool {
+        let begun = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(events)));
+        let tokens = self.engine.stats().last_step.tokens;
+        if tokens > 0 {
+            self.step_tokens.observe(tokens as f64);
+        }
+        for client in self.engine.started().iter().filter_map(|id| self.clients.get(id)) {
+            // Whoever is gone is cancelled at its next token.
+            let _ = client.send(Update::Started(begun));
+        }
         match &result {
             Ok(Ok(())) => self.failures = 0,
             Ok(Err(error)) => {

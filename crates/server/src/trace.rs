@@ -188,11 +188,11 @@ mod tests {
     use super::*;
 
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-    const SPAN: &str = "00f067aa0ba902b7";
+    const SPAN: &str = "1122334455667788";
 
     #[test]
     fn well_formed_parents_are_read() {
-        let want = TraceParent { trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, span_id: 0x00f0_67aa_0ba9_02b7, flags: 1 };
+        let want = TraceParent { trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, span_id: 0x1122_3344_5566_7788, flags: 1 };
         for text in [format!("00-{TRACE}-{SPAN}-01"), format!(" 00-{TRACE}-{SPAN}-01\t"), format!("cc-{TRACE}-{SPAN}-01-what-else")] {
             assert_eq!(TraceParent::parse(&text), Some(want), "{text}");
         }
@@ -214,7 +214,7 @@ mod tests {
             format!("00-{zeros}-{SPAN}-01"),
             format!("00-{TRACE}-{}-01", &zeros[..16]),
             format!("00-{}-{SPAN}-01", &TRACE[1..]),
-            format!("00-{TRACE}-+0f067aa0ba902b7-01"),
+            format!("00-{TRACE}-+122334455667788-01"),
             format!("00-{TRACE}-{SPAN}-1"),
             format!("0é-{TRACE}-{SPAN}-01"),
         ] {

@@ -156,10 +156,7 @@ async fn health_tells_what_the_server_can_do() {
     assert_eq!(get(&router, "/health").await.0, StatusCode::OK);
     assert_eq!(post(&router, "/v1/completions", json!({"prompt": "a"})).await.0, StatusCode::OK);
     let (_, metrics) = get(&router, "/metrics").await;
-    for name in ["vllm:num_requests_running{model_name=\"tiny\"} 0", "vllm:generation_tokens_total", "vllm:request_success_total", "# EOF"]
-    {
-        assert!(metrics.contains(name), "{name} in {metrics}");
-    }
+    assert!(metrics.contains("vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 0"), "{metrics}");
     app.drain();
     assert_eq!(get(&router, "/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
     let (status, body) = post(&router, "/v1/completions", json!({"prompt": "a"})).await;
@@ -181,6 +178,73 @@ async fn keys_guard_everything_but_health() {
     assert_eq!(router.oneshot(request).await.unwrap().status(), StatusCode::OK);
 }
 
+/// What dashboards, autoscalers and routers made for vLLM ask for, with the types that they take it for.
+#[tokio::test]
+async fn metrics_are_those_of_vllm() {
+    let (_app, router) = loaded();
+    post(&router, "/v1/completions", json!({"prompt": (3..73).collect::<Vec<_>>(), "max_tokens": 5, "ignore_eos": true, "n": 2})).await;
+    let (_, text) = get(&router, "/metrics").await;
+    let value = |sample: &str| {
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(labels.trim_end_matches('}')));
+        let line = line.unwrap_or_else(|| panic!("{sample} in {text}"));
+        line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+    };
+    for (kind, names) in [
+        ("gauge", &["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"][..]),
+        (
+            "counter",
+            &["num_preemptions", "prompt_tokens", "generation_tokens", "request_success", "prefix_cache_queries", "prefix_cache_hits"],
+        ),
+        ("counter", &["prompt_tokens_cached", "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"]),
+        ("histogram", &["time_to_first_token_seconds", "inter_token_latency_seconds", "time_per_output_token_seconds"]),
+        ("histogram", &["request_time_per_output_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"]),
+        ("histogram", &["request_prefill_time_seconds", "request_decode_time_seconds", "request_inference_time_seconds"]),
+        ("histogram", &["request_prompt_tokens", "request_generation_tokens", "request_prefill_kv_computed_tokens"]),
+        ("histogram", &["request_params_n", "request_params_max_tokens", "iteration_tokens_total"]),
+    ] {
+        for name in names {
+            let (total, sample) = match kind {
+                "counter" => ("_total", "_total"),
+                "histogram" => ("", "_sum"),
+                _ => ("", ""),
+            };
+            assert!(text.contains(&format!("# TYPE vllm:{name}{total} {kind}\n")), "{name} in {text}");
+            assert!(text.contains(&format!("# HELP vllm:{name}{total} ")), "{name} in {text}");
+            assert!(text.contains(&format!("\nvllm:{name}{sample}{{model_name=\"tiny\",engine=\"0\"")), "{name} in {text}");
+        }
+    }
+    for (sample, want) in [
+        ("vllm:request_success_total{finished_reason=\"length\"}", 2.0),
+        ("vllm:generation_tokens_total", 10.0),
+        ("vllm:request_generation_tokens_sum", 10.0),
+        ("vllm:request_generation_tokens_count", 2.0),
+        ("vllm:request_params_n_sum", 2.0),
+        ("vllm:request_params_max_tokens_sum", 5.0),
+        ("vllm:time_to_first_token_seconds_count", 2.0),
+        ("vllm:inter_token_latency_seconds_count", 8.0),
+        ("vllm:request_time_per_output_token_seconds_count", 2.0),
+        ("vllm:request_queue_time_seconds_count", 2.0),
+        ("vllm:request_prefill_time_seconds_count", 2.0),
+        ("vllm:cache_config_info{block_size=\"32\"", 1.0),
+    ] {
+        assert_eq!(value(sample), want, "{sample}");
+    }
+    // A request's time is what it waited, the time to its first token, and the rest; the end is told behind the last token.
+    let sums = ["queue", "prefill", "decode"].map(|part| value(&format!("vllm:request_{part}_time_seconds_sum")));
+    let (parts, whole) = (sums.iter().sum::<f64>(), value("vllm:e2e_request_latency_seconds_sum"));
+    assert!(parts <= whole && sums[1] > 0.0 && sums[2] > 0.0, "{sums:?}, {whole}");
+    // The two answers share their prompt.
+    assert!(value("vllm:request_prefill_kv_computed_tokens_sum") < value("vllm:request_prompt_tokens_sum"));
+    assert!(value("vllm:iteration_tokens_total_sum") >= 10.0);
+    let request = Request::get("/metrics").header("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(text.contains("# TYPE vllm:prompt_tokens counter\n") && text.ends_with("# EOF\n"), "{text}");
+}
+
 #[tokio::test]
 async fn a_trace_goes_on_in_the_response() {
     let (_app, router) = loaded();
@@ -189,7 +253,7 @@ async fn a_trace_goes_on_in_the_response() {
         router.clone().oneshot(request.body(Body::empty()).unwrap())
     };
     let answered = |response: axum::response::Response| response.headers().get("traceparent").map(|v| v.to_str().unwrap().to_owned());
-    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-1122334455667788-01";
     let mut spans = Vec::new();
     for _ in 0..3 {
         let child = answered(ask(&[parent]).await.unwrap()).unwrap();

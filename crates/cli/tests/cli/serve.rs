@@ -75,7 +75,7 @@ fn get(path: &str, headers: &str) -> String {
 #[test]
 fn a_line_of_the_log_is_one_object_with_the_request_in_its_trace() {
     let server = Server::start(&["--port", "0", "--log-format", "json"]);
-    let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nx-request-id: mine\r\n";
+    let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-1122334455667788-01\r\nx-request-id: mine\r\n";
     let answer = server.ask(&get("/v1/models", parent));
     let echoed = answer.lines().find_map(|line| line.strip_prefix("traceparent: ")).unwrap();
     let line: Value = serde_json::from_str(&server.line("\"request\"")).unwrap();
@@ -84,7 +84,7 @@ fn a_line_of_the_log_is_one_object_with_the_request_in_its_trace() {
         ("path", "/v1/models"),
         ("request_id", "mine"),
         ("trace_id", "4bf92f3577b34da6a3ce929d0e0e4736"),
-        ("parent_id", "00f067aa0ba902b7"),
+        ("parent_id", "1122334455667788"),
         ("span_id", &echoed[36..52]),
         ("level", "INFO"),
     ] {

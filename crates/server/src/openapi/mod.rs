@@ -53,7 +53,7 @@ const ROUTES: &[Route] = &[
     get("/tokenizer_info", "Special tokens and the chat template", Whole("TokenizerInfo")),
     get("/health", "200 only when the model can answer now", Whole("Health")),
     get("/ping", "The same", Whole("Health")),
-    get("/metrics", "vLLM's names and our own", Text("application/openmetrics-text")),
+    get("/metrics", "vLLM's names and our own", Text("text/plain")),
     get("/version", "The version of the server", Whole("Version")),
     get("/server_info", "What routers read of a server", Whole("ServerInfo")),
     get("/get_server_info", "The same", Whole("ServerInfo")),
@@ -114,12 +114,13 @@ fn operation(route: &Route) -> Value {
         fails("503", "The model cannot answer now", "Health");
     } else {
         fails("401", "No valid key", error);
-        fails("429", "The key has reached its limit; `retry-after` says for how long", error);
         fails("503", "Loading, full or shutting down; `retry-after` says when to ask again", error);
     }
     if route.takes.is_some() {
         fails("400", "A field is wrong, or asks for something that this server does not do", error);
+        fails("408", "The body did not come in time", error);
         fails("413", "The body is too large", error);
+        fails("429", "The key has reached its limit; `retry-after` says for how long", error);
     }
     if route.takes.is_some() || route.path.contains('{') {
         fails("404", "No such model", error);
