@@ -7,6 +7,7 @@ every answer must be as the document says, and what it forbids must be refused.
 import os
 import subprocess
 import sys
+import tempfile
 
 from server import serving
 
@@ -15,9 +16,9 @@ CHECKS = [
     "negative_data_rejection", "unsupported_method", "ignored_auth",
 ]
 examples, seed = (sys.argv[3:] + ["100", "1"][len(sys.argv) - 3:])[:2]
-schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
-with serving(*sys.argv[1:3], "--ctx", "256", "--api-key", "secret") as url:
+schemathesis = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "schemathesis")
+with serving(*sys.argv[1:3], "--ctx", "256", "--api-key", "secret") as url, tempfile.TemporaryDirectory() as cache:
     # Events about the cache do not end, so they are left out.
     subprocess.run([schemathesis, "run", f"{url}/openapi.json", "--header", "Authorization: Bearer secret", "--exclude-path", "/v1/kv_events",
                     "--checks", ",".join(CHECKS), "--phases", "coverage,fuzzing", "--continue-on-failure", "--no-color",
-                    "--max-examples", examples, "--seed", seed], check=True)
+                    "--max-examples", examples, "--seed", seed], check=True, cwd=cache)
