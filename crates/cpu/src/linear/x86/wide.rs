@@ -67,7 +67,9 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
     unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
         for h in 0..HALVES {
             let mut dots = [[L::zero(); VECS]; T];
-            for k in 8 / HALVES * h..8 / HALVES * h + steps(8 / HALVES) {
+            // AVX-512 has registers for whatever the compiler gathers.
+            let count = if L::N == 16 { 8 / HALVES } else { steps(8 / HALVES) };
+            for k in 8 / HALVES * h..8 / HALVES * h + count {
                 let mut u = [L::zero(); VECS];
                 for v in 0..VECS {
                     u[v] = L::load(Tile::codes::<Self>(tile, block, k, first + v));
