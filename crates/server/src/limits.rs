@@ -21,8 +21,8 @@ pub struct KeyLimits {
     /// Requests that run
     pub concurrent: Option<u32>,
     pub requests_per_minute: Option<u32>,
-    /// Tokens computed, of prompts (less what the cache had) and of answers, counted when an answer ends: the one that exceeds the
-    /// limit is still answered
+    /// Tokens computed, of prompts (less what the cache had) and of answers, counted when an answer ends: requests that run when
+    /// the limit is reached are still answered
     pub tokens_per_minute: Option<u32>,
 }
 
@@ -58,18 +58,24 @@ pub struct Permit(Client);
 
 impl Default for Keys {
     fn default() -> Self {
-        Self::new(Vec::new(), KeyLimits::default())
+        Self::open(KeyLimits::default())
     }
 }
 
 impl Keys {
-    pub fn new(secrets: Vec<String>, limits: KeyLimits) -> Self {
-        let open = Arc::new(Key { limits, ..Key::default() });
-        let mut keys = Self { keys: Vec::new(), open, limits };
+    /// # Errors
+    /// When a key is empty, or there twice.
+    pub fn new(secrets: Vec<String>, limits: KeyLimits) -> io::Result<Self> {
+        let mut keys = Self::open(limits);
         for secret in secrets {
-            keys.add(Key { secret, limits, ..Key::default() });
+            keys.add(Key { secret, limits, ..Key::default() }).map_err(io::Error::other)?;
         }
-        keys
+        Ok(keys)
+    }
+
+    /// Without keys: everybody may ask.
+    pub fn open(limits: KeyLimits) -> Self {
+        Self { keys: Vec::new(), open: Arc::new(Key { limits, ..Key::default() }), limits }
     }
 
     /// Adds the keys of a file: one a line, behind it its own limits where it has some, and `#` begins a comment:
@@ -87,19 +93,25 @@ impl Keys {
     fn add_lines(&mut self, text: &str) -> Result<(), String> {
         let before = self.keys.len();
         for (n, line) in text.lines().enumerate() {
-            let key = read_line(line, self.limits).map_err(|error| format!("line {}: {error}", n + 1))?;
-            let Some(key) = key else { continue };
-            if self.keys.iter().any(|known| known.secret == key.secret) {
-                return Err(format!("line {}: this key is there already", n + 1));
+            let in_line = |error| format!("line {}: {error}", n + 1);
+            if let Some(key) = read_line(line, self.limits).map_err(in_line)? {
+                self.add(key).map_err(in_line)?;
             }
-            self.add(key);
         }
         if self.keys.len() == before { Err("it has no key; write one a line".into()) } else { Ok(()) }
     }
 
-    fn add(&mut self, key: Key) {
+    fn add(&mut self, key: Key) -> Result<(), String> {
+        // A request without a key has an empty one in `x-api-key:`.
+        if key.secret.trim().is_empty() {
+            return Err("a key is empty".into());
+        }
+        if self.keys.iter().any(|known| known.secret == key.secret) {
+            return Err("this key is there already".into());
+        }
         let account = self.keys.len() as u32 + 1;
         self.keys.push(Arc::new(Key { account, ..key }));
+        Ok(())
     }
 
     /// Whose request it is, by its headers.
@@ -174,25 +186,24 @@ impl Client {
     /// 429 where the key has reached a limit.
     pub fn admit(&self) -> Result<Permit> {
         let (key, limits) = (&self.0, self.0.limits);
+        let running = key.running.fetch_add(1, Ordering::AcqRel);
+        // From here on the permit counts down.
+        let permit = Permit(self.clone());
+        if let Some(limit) = limits.concurrent.filter(|&limit| running >= limit as usize) {
+            return Err(ApiError::rate_limited(format!("this key has {limit} requests running, which is its limit"), 1));
+        }
         if let Some(limit) = limits.tokens_per_minute {
             key.tokens
                 .above_zero(limit)
                 .map_err(|wait_s| ApiError::rate_limited(format!("this key may use {limit} tokens a minute, and has used them"), wait_s))?;
         }
+        // The last, for it takes one.
         if let Some(limit) = limits.requests_per_minute {
             key.requests
                 .take_one(limit)
                 .map_err(|wait_s| ApiError::rate_limited(format!("this key may send {limit} requests a minute"), wait_s))?;
         }
-        let running = key.running.fetch_add(1, Ordering::AcqRel);
-        // From here on the permit counts down.
-        let permit = Permit(self.clone());
-        match limits.concurrent {
-            Some(limit) if running >= limit as usize => {
-                Err(ApiError::rate_limited(format!("this key has {limit} requests running, which is its limit"), 1))
-            }
-            _ => Ok(permit),
-        }
+        Ok(permit)
     }
 
     /// A request has ended that used so many tokens.
@@ -273,7 +284,7 @@ mod tests {
 
     #[test]
     fn only_whole_keys_open() {
-        let keys = Keys::new(vec!["alpha".into(), "beta".into()], KeyLimits::default());
+        let keys = Keys::new(vec!["alpha".into(), "beta".into()], KeyLimits::default()).unwrap();
         for (name, value, ok) in [
             ("authorization", "Bearer alpha", true),
             ("x-api-key", "beta", true),
@@ -286,19 +297,23 @@ mod tests {
         }
         assert!(keys.client(&HeaderMap::new()).is_err());
         assert_eq!(Keys::default().client(&HeaderMap::new()).unwrap().account(), 0);
+        for (secrets, part) in [([""; 2], "empty"), ([" ", "a"], "empty"), (["a", "a"], "already")] {
+            let error = Keys::new(secrets.map(String::from).to_vec(), KeyLimits::default()).unwrap_err();
+            assert!(error.to_string().contains(part), "{secrets:?}: {error}");
+        }
     }
 
     #[test]
     fn limits_hold_per_key_and_permits_come_back() {
-        let limits = KeyLimits { concurrent: Some(1), ..KeyLimits::default() };
-        let keys = Keys::new(vec!["a".into(), "b".into()], limits);
+        let limits = KeyLimits { concurrent: Some(1), requests_per_minute: Some(2), ..KeyLimits::default() };
+        let keys = Keys::new(vec!["a".into(), "b".into()], limits).unwrap();
         let client = |key| keys.client(&headers("x-api-key", key)).unwrap();
         let first = client("a").admit().unwrap();
         assert!(client("a").admit().is_err() && client("b").admit().is_ok());
         drop(first);
-        assert!(client("a").admit().is_ok());
+        assert!(client("a").admit().is_ok(), "a request that was refused counts as one of the minute");
 
-        let keys = Keys::new(vec![], KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() });
+        let keys = Keys::open(KeyLimits { requests_per_minute: Some(2), ..KeyLimits::default() });
         let client = keys.client(&HeaderMap::new()).unwrap();
         assert!(client.admit().is_ok() && client.admit().is_ok());
         let error = client.admit().unwrap_err();
@@ -313,7 +328,7 @@ mod tests {
 
     #[test]
     fn tokens_are_charged_behind_and_come_back_with_time() {
-        let keys = Keys::new(vec![], KeyLimits { tokens_per_minute: Some(600), ..KeyLimits::default() });
+        let keys = Keys::open(KeyLimits { tokens_per_minute: Some(600), ..KeyLimits::default() });
         let client = keys.client(&HeaderMap::new()).unwrap();
         drop(client.admit().unwrap());
         client.charge(599);
@@ -329,7 +344,7 @@ mod tests {
     #[test]
     fn files_have_a_key_a_line_with_its_own_limits() {
         let of_all = KeyLimits { concurrent: Some(3), tokens_per_minute: Some(9), ..KeyLimits::default() };
-        let mut keys = Keys::new(vec!["flag".into()], of_all);
+        let mut keys = Keys::new(vec!["flag".into()], of_all).unwrap();
         keys.add_lines("# all\n\none\n  two name=search max-concurrent=8 tokens-per-minute=none # why\nthree requests-per-minute=1\n")
             .unwrap();
         let shown: Vec<_> = keys.keys.iter().map(|key| (key.secret.as_str(), key.name.as_deref(), key.account, key.limits)).collect();

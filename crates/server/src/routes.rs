@@ -39,6 +39,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// How long a connection may be idle in front of a request
     pub idle_timeout: Duration,
+    /// How long a client may take nothing of its response
+    pub write_timeout: Duration,
 }
 
 impl Default for HttpOptions {
@@ -53,6 +55,7 @@ impl Default for HttpOptions {
             head_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(120),
             idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
         }
     }
 }

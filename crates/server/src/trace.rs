@@ -7,9 +7,9 @@ use std::{
 };
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -42,12 +42,12 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
         key: None,
         parent: trace,
         span,
-        status: StatusCode::OK,
-        first_byte: Duration::ZERO,
+        answered: None,
         bytes: 0,
         ended: false,
     };
     let deadline = request.extensions().get::<BodyDeadline>().cloned();
+    let is_head = request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     let client = response.extensions_mut().remove::<Client>();
     if let Some(error) = axums_own(&response, deadline) {
@@ -72,8 +72,9 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
         response.headers_mut().insert(TRACE_PARENT, value);
     }
     line.key = client.as_ref().and_then(|client| client.name().map(str::to_owned));
-    line.status = response.status();
-    line.first_byte = line.started.elapsed();
+    line.answered = Some((response.status(), line.started.elapsed()));
+    // Such a body is never asked for.
+    line.ended = is_head || response.body().is_end_stream();
     response.map(|body| Body::new(Held::new(body, line)))
 }
 
@@ -106,8 +107,8 @@ struct Line {
     key: Option<String>,
     parent: Option<TraceParent>,
     span: Option<TraceParent>,
-    status: StatusCode,
-    first_byte: Duration,
+    /// The status, and when it was there; `None`: the client left before
+    answered: Option<(StatusCode, Duration)>,
     bytes: usize,
     ended: bool,
 }
@@ -126,16 +127,14 @@ impl Drop for Line {
     fn drop(&mut self) {
         let ms = |time: Duration| time.as_micros() as f64 / 1e3;
         let hex = |id: u64| format!("{id:016x}");
-        // A body that is empty is never asked for.
-        let ended = self.ended || self.bytes == 0;
         tracing::info!(
             method = self.method,
             path = self.path,
-            status = self.status.as_u16(),
+            status = self.answered.map(|(status, _)| status.as_u16()),
             ms = ms(self.started.elapsed()),
-            first_byte_ms = ms(self.first_byte),
+            first_byte_ms = self.answered.map(|(_, time)| ms(time)),
             bytes = self.bytes,
-            ended,
+            ended = self.ended,
             request_id = self.request_id,
             key = self.key,
             trace_id = self.span.map(|span| format!("{:032x}", span.trace_id)),

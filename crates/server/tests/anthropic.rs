@@ -143,7 +143,7 @@ async fn errors_have_anthropics_shape() {
         assert_eq!((got.as_u16(), &error["type"], &error["error"]["type"]), (status, &json!("error"), &json!(kind)), "{body} {error}");
         assert!(error["error"]["message"].as_str().unwrap().contains(part), "{error}");
     }
-    let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()));
+    let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()).unwrap());
     load(&app);
     let (status, error) = post(&router, "/v1/messages", question("a".into())).await;
     assert_eq!((status, &error["error"]["type"]), (StatusCode::UNAUTHORIZED, &json!("authentication_error")));

@@ -165,7 +165,7 @@ async fn health_tells_what_the_server_can_do() {
 
 #[tokio::test]
 async fn keys_guard_everything_but_health() {
-    let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()));
+    let (app, router) = server(Keys::new(vec!["secret".into()], KeyLimits::default()).unwrap());
     load(&app);
     for path in ["/", "/page.css", "/page.js", "/health"] {
         assert_eq!(send(&router, path, None).await.0, StatusCode::OK, "{path} asks for no key");
@@ -272,7 +272,7 @@ async fn a_trace_goes_on_in_the_response() {
 #[tokio::test]
 async fn work_is_limited_per_key_and_questions_about_the_server_are_not() {
     let limits = KeyLimits { tokens_per_minute: Some(20), requests_per_minute: Some(3), ..KeyLimits::default() };
-    let (app, router) = server(Keys::new(vec!["a".into(), "b".into()], limits));
+    let (app, router) = server(Keys::new(vec!["a".into(), "b".into()], limits).unwrap());
     load(&app);
     let send = |key: &str, method: &str, path: &str, body: Value| {
         let request = Request::builder().method(method).uri(path).header("x-api-key", key);

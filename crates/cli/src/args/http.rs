@@ -35,38 +35,46 @@ pub struct HttpArgs {
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
     /// Connections at once; more wait to be accepted
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = HttpOptions::default().max_connections, value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// Longest request line with headers, in KiB
-    #[arg(long, value_name = "KIB", default_value_t = 64, value_parser = value_parser!(u32).range(8..=1024))]
+    #[arg(long, value_name = "KIB", default_value_t = (HttpOptions::default().max_head_bytes >> 10) as u32, value_parser = value_parser!(u32).range(8..=1024))]
     pub max_head_kib: u32,
     /// Largest request body in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "MIB", default_value_t = (HttpOptions::default().max_body_bytes >> 20) as u32, value_parser = value_parser!(u32).range(1..=4096))]
     pub max_body_mib: u32,
     /// Seconds that a request line with headers may take to come
-    #[arg(long, value_name = "S", default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = seconds(|o| o.head_timeout), value_parser = value_parser!(u32).range(1..))]
     pub head_timeout_s: u32,
     /// Seconds that a request's body may take to come
-    #[arg(long, value_name = "S", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = seconds(|o| o.body_timeout), value_parser = value_parser!(u32).range(1..))]
     pub body_timeout_s: u32,
     /// Seconds that a connection is kept in front of its next request
-    #[arg(long, value_name = "S", default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = seconds(|o| o.idle_timeout), value_parser = value_parser!(u32).range(1..))]
     pub idle_timeout_s: u32,
+    /// Seconds that a client may take nothing of its response
+    #[arg(long, value_name = "S", default_value_t = seconds(|o| o.write_timeout), value_parser = value_parser!(u32).range(1..))]
+    pub write_timeout_s: u32,
     /// Seconds that running requests get to end after SIGTERM
-    #[arg(long, value_name = "S", default_value_t = 300)]
+    #[arg(long, value_name = "S", default_value_t = seconds(|o| o.drain))]
     pub drain_s: u32,
+}
+
+/// A default in whole seconds.
+fn seconds(of: impl FnOnce(HttpOptions) -> Duration) -> u32 {
+    of(HttpOptions::default()).as_secs() as u32
 }
 
 impl HttpArgs {
     /// # Errors
-    /// When the file of keys cannot be read.
+    /// When a key is empty or there twice, or the file of keys cannot be read.
     pub fn keys(&self) -> anyhow::Result<Keys> {
         let limits = KeyLimits {
             concurrent: self.max_concurrent_per_key,
             requests_per_minute: self.max_per_minute_per_key,
             tokens_per_minute: self.max_tokens_per_minute_per_key,
         };
-        let mut keys = Keys::new(self.api_key.clone(), limits);
+        let mut keys = Keys::new(self.api_key.clone(), limits).context("--api-key")?;
         if let Some(file) = &self.api_key_file {
             keys.add_file(file).with_context(|| format!("cannot read the API keys in {}", file.display()))?;
         }
@@ -89,6 +97,7 @@ impl HttpArgs {
             head_timeout: seconds(self.head_timeout_s),
             body_timeout: seconds(self.body_timeout_s),
             idle_timeout: seconds(self.idle_timeout_s),
+            write_timeout: seconds(self.write_timeout_s),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! `ferrum serve` as a process: what it writes, and how it ends.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::TcpStream,
     process::{Child, Stdio},
     sync::mpsc,
@@ -96,9 +96,38 @@ fn a_line_of_the_log_is_one_object_with_the_request_in_its_trace() {
     assert!(line.get("trace_id").is_none() && line["request_id"].as_str().is_some_and(|id| id.len() == 24), "{line}");
 }
 
+#[test]
+fn the_log_tells_who_left_before_the_end() {
+    let server = Server::start(&["--port", "0", "--log-format", "json"]);
+    let request = |is_stream| complete(64, 240, is_stream);
+    let logged = |path: &str| serde_json::from_str::<Value>(&server.line(path)).unwrap();
+    // Before there is a response, while the model is at it.
+    let socket = server.send(&request(false));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_idle = |metrics: String| metrics.lines().any(|line| line.starts_with("vllm:num_requests_running") && line.ends_with(" 0"));
+    while is_idle(server.ask(&get("/metrics", ""))) {
+        assert!(Instant::now() < deadline, "nothing runs");
+    }
+    drop(socket);
+    let line = logged("/v1/completions");
+    assert!(line["ended"] == false && line.get("status").is_none() && line["bytes"] == 0, "{line}");
+    // Within a stream.
+    begun(&mut server.send(&request(true)));
+    let line = logged("/v1/completions");
+    assert!(line["ended"] == false && line["status"] == 200 && line["bytes"].as_u64() > Some(0), "{line}");
+    // A response without a body is whole.
+    server.ask("HEAD /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let line = logged("/v1/models");
+    assert!(line["ended"] == true && line["bytes"] == 0, "{line}");
+}
+
 /// A request for `n` answers of `tokens` each, streamed, on a connection that closes behind it.
 fn stream(n: usize, tokens: usize) -> String {
-    let body = format!(r#"{{"prompt": "the cat", "n": {n}, "max_tokens": {tokens}, "ignore_eos": true, "stream": true}}"#);
+    complete(n, tokens, true)
+}
+
+fn complete(n: usize, tokens: usize, is_stream: bool) -> String {
+    let body = format!(r#"{{"prompt": "the cat", "n": {n}, "max_tokens": {tokens}, "ignore_eos": true, "stream": {is_stream}}}"#);
     format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -152,21 +181,29 @@ fn a_killed_server_leaves_nothing_and_its_successor_takes_the_port_at_once() {
 #[test]
 fn sigterm_lets_streams_end_takes_no_more_and_exits_with_0() {
     let mut server = Server::start(&["--port", "0"]);
-    let mut streams: Vec<TcpStream> = (0..4).map(|_| server.send(&stream(8, 200))).collect();
-    let beginnings: Vec<String> = streams.iter_mut().map(begun).collect();
+    let mut streams: Vec<TcpStream> = (0..4).map(|_| server.send(&stream(32, 240))).collect();
+    let mut answers: Vec<Vec<u8>> = streams.iter_mut().map(|socket| begun(socket).into_bytes()).collect();
     // Connected before, and asking behind.
     let mut late = TcpStream::connect(&server.address).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.process.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    // All that has come until now: no stream had ended at the signal.
+    for (socket, answer) in streams.iter_mut().zip(&mut answers) {
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(socket.read_to_end(answer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+        socket.set_nonblocking(false).unwrap();
+        assert!(!String::from_utf8_lossy(answer).contains("[DONE]"));
+    }
     server.line("stopping");
     let mut refused = String::new();
     let _ = late.write_all(stream(1, 3).as_bytes());
     let _ = late.read_to_string(&mut refused);
     assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 503 "), "{refused}");
     assert!(TcpStream::connect(&server.address).is_err(), "the port is closed");
-    for (mut socket, mut text) in streams.into_iter().zip(beginnings) {
-        socket.read_to_string(&mut text).unwrap();
+    for (mut socket, mut answer) in streams.into_iter().zip(answers) {
+        socket.read_to_end(&mut answer).unwrap();
+        let text = String::from_utf8(answer).unwrap();
         assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("data: [DONE]"), "{text}");
-        assert_eq!(text.matches("\"finish_reason\":\"length\"").count(), 8, "{text}");
+        assert_eq!(text.matches("\"finish_reason\":\"length\"").count(), 32, "{text}");
     }
     let deadline = Instant::now() + Duration::from_secs(60);
     while server.process.try_wait().unwrap().is_none() {
@@ -187,6 +224,8 @@ fn limits_and_keys_that_cannot_be_are_refused_before_anything_is_loaded() {
         (&["--max-connections", "0"][..], "--max-connections"),
         (&["--max-head-kib", "1"], "--max-head-kib"),
         (&["--body-timeout-s", "0"], "--body-timeout-s"),
+        (&["--write-timeout-s", "0"], "--write-timeout-s"),
+        (&["--api-key", ""], "--api-key"),
         (&["--tls-cert", "cert.pem"], "--tls-key"),
         (&["--tls-cert", "no-such.pem", "--tls-key", "key.pem"], "no-such.pem"),
         (&["--api-key-file", file], "line 1: `max-concurrent`"),
