@@ -5,6 +5,10 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -248,6 +252,48 @@ fn files_give_prompts_and_lengths_of_answers() {
     let bodies = server.bodies.lock().unwrap();
     let of = |prompt: &str| bodies.iter().rfind(|body| body["prompt"] == prompt).unwrap();
     assert_eq!((of("p").get("ignore_eos"), of("q").get("ignore_eos")), (Some(&json!(true)), None));
+}
+
+#[test]
+fn a_file_may_ask_for_any_length_of_an_answer() {
+    let server = Fake::start(|asked| {
+        let tokens = asked.body["max_tokens"].as_u64().unwrap_or(0).min(5) as usize;
+        only_answers(asked, |_| Reply::Stream(answer(0, 0, tokens, Some(5))))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompts.jsonl");
+    fs::write(&file, format!("{{\"prompt\": \"p\", \"output_tokens\": {}}}\n", u64::MAX).repeat(2)).unwrap();
+    let found = bench(&server.url, &["--dataset", file.to_str().unwrap(), "--num-prompts", "2", "--warmup", "0"]);
+    assert_eq!(found["points"][0]["tokens"]["output"], 10, "{found}");
+}
+
+#[test]
+fn a_server_that_counts_no_answer_is_asked_once() {
+    let asked_to_count = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&asked_to_count);
+    let server = Fake::start(move |asked| {
+        count.fetch_add(usize::from(asked.path == "/tokenize"), Ordering::SeqCst);
+        only_answers(asked, |_| Reply::Stream(answer(0, 0, 3, Some(5))))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sharegpt.json");
+    let item = json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]});
+    fs::write(&file, json!([item, item, item]).to_string()).unwrap();
+    let found = bench(&server.url, &["--dataset", file.to_str().unwrap(), "--num-prompts", "3", "--warmup", "0"]);
+    assert!(found["notes"].to_string().contains("the model ends those answers"), "{found}");
+    assert_eq!(asked_to_count.load(Ordering::SeqCst), 1);
+}
+
+/// The third request is read from a connection that was kept, and never answered.
+#[test]
+fn a_request_that_was_sent_is_not_sent_again() {
+    let server = Fake::start(|asked| {
+        only_answers(asked, |asked| if asked.before == 2 { Reply::Nothing } else { Reply::Stream(answer(0, 0, 2, Some(8))) })
+    });
+    let flags = ["--vocab", "9", "--input-len", "8", "--output-len", "2", "--num-prompts", "4", "--warmup", "0"];
+    let point = bench(&server.url, &flags)["points"][0].clone();
+    assert_eq!((&point["completed"], &point["errors"][0]["kind"]), (&json!(3), &json!("cut off")), "{point}");
+    assert_eq!(server.bodies.lock().unwrap().len(), 1 + 4);
 }
 
 #[test]

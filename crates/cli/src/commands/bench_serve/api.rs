@@ -139,7 +139,10 @@ pub fn part(data: &[u8]) -> Result<Part, Failure> {
     let finished = choice.finish_reason.is_some();
     let delta = choice.delta.unwrap_or_default();
     let says = |text: Option<Text>| text == Some(Text::Some);
-    let chat = says(delta.content) || says(delta.reasoning_content) || says(delta.reasoning) || delta.tool_calls.is_some();
+    let chat = says(delta.content)
+        || says(delta.reasoning_content)
+        || says(delta.reasoning)
+        || delta.tool_calls.is_some_and(|calls| !calls.is_empty());
     // A token may have no text of its own, like a part of a character. In a chat, an empty text announces the role.
     let completion = match choice.text {
         Some(Text::Some) => true,
@@ -215,6 +218,7 @@ mod tests {
         assert!(token(json!({"text": "a", "finish_reason": "length"})));
         assert!(!token(json!({"delta": {"role": "assistant", "content": ""}})));
         assert!(!token(json!({"delta": {"role": "assistant", "content": null}})));
+        assert!(!token(json!({"delta": {"role": "assistant", "content": null, "tool_calls": []}})));
         assert!(!token(json!({"delta": {}, "finish_reason": "stop"})));
         for field in ["content", "reasoning_content", "reasoning"] {
             assert!(token(json!({"delta": {field: "\n"}})));

@@ -13,6 +13,9 @@ use super::{
     workload::Request,
 };
 
+/// Tokens of an answer for whose times there is room from the start: a file may name any number.
+const MAX_ROOM: usize = 4096;
+
 /// A server, and how it is spoken to.
 pub struct Client {
     pub server: Server,
@@ -28,7 +31,8 @@ impl Client {
         let body = self.dialect.body(&self.common, request);
         let asked = Asked { prompt_tokens: request.input_tokens, output_tokens: request.exact.then_some(request.output_tokens) };
         let prompt_tokens = request.input_tokens.unwrap_or(0);
-        let mut record = Record { prompt_tokens, asked, tokens_s: Vec::with_capacity(request.output_tokens + 1), ..Record::default() };
+        let tokens_s = Vec::with_capacity(request.output_tokens.min(MAX_ROOM));
+        let mut record = Record { prompt_tokens, asked, tokens_s, ..Record::default() };
         let begun = Instant::now();
         let result = tokio::time::timeout(self.timeout, self.stream(body, begun, &mut record)).await;
         record.end_s = begun.elapsed().as_secs_f64();

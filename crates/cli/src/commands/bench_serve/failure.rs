@@ -15,9 +15,15 @@ pub struct Failure {
 /// Characters of a server's message that are kept.
 const MAX_MESSAGE_CHARS: usize = 400;
 
+/// A text of the server's as one line that moves no cursor and sets no colour.
+pub fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 impl Failure {
     pub fn new(kind: &str, message: impl fmt::Display) -> Self {
-        Self { kind: kind.to_owned(), message: message.to_string().chars().take(MAX_MESSAGE_CHARS).collect(), status: None }
+        let message = printable(&message.to_string()).chars().take(MAX_MESSAGE_CHARS).collect();
+        Self { kind: kind.to_owned(), message, status: None }
     }
 
     /// The server said no; its reason is in `body` in one of the shapes that servers use, or as plain text.
@@ -62,6 +68,7 @@ mod tests {
         assert_eq!(reason(r#"{"detail": [{"loc": ["body"]}]}"#), r#"[{"loc":["body"]}]"#);
         assert_eq!(reason(r#"{"error": "too long"}"#), "too long");
         assert_eq!(reason(" <html> "), "<html>");
+        assert_eq!(reason("{\"error\": \"\\u001b[2J\\r\\nno\\u009b\"}"), " [2J  no ");
         assert_eq!(reason(&"x".repeat(9999)).len(), MAX_MESSAGE_CHARS);
         assert_eq!(Failure::http(503, b"").to_string(), "http 503");
     }

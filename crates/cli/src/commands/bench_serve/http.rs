@@ -124,7 +124,7 @@ impl Server {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {
-        let mut request = Request::new(Full::new(body.clone()));
+        let mut request = Request::new(Full::new(body));
         *request.uri_mut() = Uri::try_from(format!("{}{path}", self.base)).map_err(|error| Failure::caused("connect", &error))?;
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.host.clone());
@@ -133,11 +133,17 @@ impl Server {
         headers.extend(self.bearer.clone().map(|bearer| (header::AUTHORIZATION, bearer)));
         *request.method_mut() = method;
         while let Some(mut connection) = self.idle() {
-            // A server may end a connection that waits at any time; then the request goes over another one.
-            if connection.ready().await.is_ok()
-                && let Ok(response) = connection.send_request(request.clone()).await
-            {
-                return Ok(Answer { response, connection });
+            if connection.ready().await.is_err() {
+                continue;
+            }
+            match connection.try_send_request(request).await {
+                Ok(response) => return Ok(Answer { response, connection }),
+                // A server may end a connection that waits at any time. What was not sent over it goes over another one; what was
+                // sent may be in work, and would be measured twice.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(Failure::caused("cut off", error.error())),
+                },
             }
         }
         let mut connection = self.connect().await?;

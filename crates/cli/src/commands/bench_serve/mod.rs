@@ -191,7 +191,7 @@ fn facts(args: &BenchServeArgs, client: &client::Client, workload: &Workload) ->
     };
     vec![
         ("server", format!("{} ({})", args.url, client.dialect.path())),
-        ("model", client.common.model.clone()),
+        ("model", failure::printable(&client.common.model)),
         ("requests", requests),
         ("sampling", format!("temperature {}, seed of the prompts {}", asked.temperature, asked.seed)),
     ]

@@ -198,8 +198,9 @@ async fn scale_words(client: &Client, input_len: usize, notes: &mut Vec<String>)
 async fn count_answers(client: &Client, prompts: &mut Dataset, needed: usize, notes: &mut Vec<String>) {
     for item in prompts.items_mut().iter_mut().take(needed.min(MAX_COUNTED)) {
         if let (None, Some(answer)) = (item.output_tokens, &item.answer) {
-            let tokens = tokenize(&client.server, &client.common.model, answer).await;
-            item.output_tokens = tokens.map(|ids| ids.len()).filter(|&n| n > 0);
+            // A server that does not count one counts none.
+            let Some(ids) = tokenize(&client.server, &client.common.model, answer).await else { break };
+            item.output_tokens = Some(ids.len()).filter(|&n| n > 0);
         }
     }
     if prompts.iter().take(needed).any(|item| item.output_tokens.is_none()) {

@@ -151,7 +151,7 @@ impl Point {
 
     fn remarks(&self, good: &[&Record], fresh: bool) -> Vec<String> {
         let mut notes = Vec::new();
-        let mean = |values: &[usize]| values.iter().sum::<usize>() as f64 / values.len() as f64;
+        let mean = |values: &[usize]| values.iter().map(|&v| v as f64).sum::<f64>() / values.len() as f64;
         let uncounted = good.iter().filter(|r| !r.counted).count();
         if uncounted > 0 && uncounted < good.len() {
             notes.push(format!("{uncounted} answers came without a count of tokens: their events were counted"));
@@ -166,7 +166,7 @@ impl Point {
         if !asked.is_empty() {
             notes.push(format!("{} answers had {:.1} tokens on average where {:.1} were asked for", asked.len(), mean(&had), mean(&asked)));
         }
-        if let Some(cached) = self.tokens.cached.filter(|&cached| fresh && cached * 50 > self.tokens.prompt) {
+        if let Some(cached) = self.tokens.cached.filter(|&cached| fresh && cached as f64 > 0.02 * self.tokens.prompt as f64) {
             let part = 100.0 * cached as f64 / self.tokens.prompt as f64;
             notes.push(format!("the server had {part:.0} % of the prompts in its cache: use another --seed for each run"));
         }
@@ -186,7 +186,8 @@ impl Point {
 
 impl Tokens {
     fn of(records: &[&Record]) -> Self {
-        let sum = |value: fn(&Record) -> usize| records.iter().map(|r| value(r)).sum();
+        // A server may count as it likes.
+        let sum = |value: fn(&Record) -> usize| records.iter().fold(0, |sum: usize, r| sum.saturating_add(value(r)));
         let says = records.iter().any(|r| r.cached_tokens.is_some());
         Self {
             prompt: sum(|r| r.prompt_tokens),
@@ -278,6 +279,14 @@ mod tests {
         assert_eq!((point.completed, point.ttft_ms, point.output_tok_s.value), (0, None, 0.0));
         // No number that JSON does not have
         assert!(serde_json::to_string(&point).is_ok());
+    }
+
+    #[test]
+    fn absurd_counts_of_a_server_stay_finite() {
+        let absurd = Record { prompt_tokens: usize::MAX, output_tokens: usize::MAX, cached_tokens: Some(usize::MAX), ..answered(0.0, 4) };
+        let point = Point::new(&PLAN, &[absurd.clone(), absurd], None, None, true);
+        assert_eq!((point.tokens.prompt, point.tokens.cached, point.tokens.output), (usize::MAX, Some(usize::MAX), usize::MAX));
+        assert!(point.total_tok_s.value.is_finite() && point.notes[0].contains("2 prompts had"), "{:?}", point.notes);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! Measured with `examples/linear_speed` on one thread of an Intel Xeon with AVX-512 VNNI, [2048, 4096], one token, AVX2 level,
 //! GB/s of weights, other programs at work beside, 2026-11-25: Q4_0 14.9, Q4_1 15.7, Q5_0 13.6, Q8_0 16.0, Q4_K 13.0, Q6_K
-//! 13.2, where BF16 reads 25.2. Lost: rows as the file holds them, with sums across lanes at the end of each: 10.0, 9.3, 10.0,
+//! 13.2; `float.rs` has BF16. Lost: rows as the file holds them, with sums across lanes at the end of each: 10.0, 9.3, 10.0,
 //! 14.5, 9.6, 10.9.
 
 use std::{arch::x86_64::*, ops::Range};
