@@ -8,7 +8,7 @@
 //!
 //! Up to 16 tokens the norm in front is included, and rows of several block types are one launch.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use ferrum_kernels::{
     DType, Result, Tensor, WeightPart,
@@ -33,12 +33,12 @@ pub(crate) struct Packed {
     format: Format,
     rows: usize,
     cols: usize,
-    tiles: DeviceBuffer,
+    tiles: Arc<DeviceBuffer>,
     next: Next,
 }
 
-/// The tiles of the weight that was used after this one, when it was used first, and how many bytes of them to prefetch.
-pub(crate) type Next = Arc<OnceLock<(DevicePtr, u32)>>;
+/// The tiles of the weight that was used after this one, when it was used first.
+pub(crate) type Next = Arc<OnceLock<Weak<DeviceBuffer>>>;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -198,7 +198,7 @@ pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[Weigh
         // SAFETY: the piece was uploaded whole, and its tiles lie within the buffer.
         unsafe { cx.launch("packed_repack", kernel, grid, &params)? };
     }
-    Ok(Packed { dtype, format, rows, cols, tiles, next: Next::default() })
+    Ok(Packed { dtype, format, rows, cols, tiles: Arc::new(tiles), next: Next::default() })
 }
 
 /// Whether [`linear_parts`] does all of `op` at once.
@@ -311,7 +311,7 @@ impl Packed {
     /// Tells the weight that was used last what comes after it.
     fn follow(&self, cx: &Context) {
         if let Some(last) = cx.last_weight(&self.next) {
-            last.get_or_init(|| (self.tiles.ptr(), self.tiles.len().min(PREFETCH_BYTES) as u32));
+            last.get_or_init(|| Arc::downgrade(&self.tiles));
         }
     }
 
@@ -338,7 +338,8 @@ impl Packed {
     }
 
     fn params(&self, op: &Linear, x: &Tensor, out: &Tensor, plan: &Plan) -> Result<PackedLinearParams> {
-        let (next, next_bytes) = if self.tiles.len() <= PREFETCH_BYTES { self.next.get().copied().unwrap_or_default() } else { (0, 0) };
+        let next = self.next.get().and_then(Weak::upgrade).filter(|_| self.tiles.len() <= PREFETCH_BYTES);
+        let (next, next_bytes) = next.map_or((0, 0), |tiles| (tiles.ptr(), tiles.len().min(PREFETCH_BYTES) as u32));
         Ok(PackedLinearParams {
             x: ptr(x)?,
             norm: ptr_or_null(op.norm.map(|n| n.weight))?,
