@@ -1,6 +1,8 @@
 //! Grammars of tool calls: the model family's own form around arguments that are valid under the tool's schema.
 
-use ferrum_engine::Grammar;
+use std::collections::HashSet;
+
+use ferrum_engine::{Grammar, MAX_GRAMMAR_BYTES};
 use ferrum_models::text::Tokenizer;
 use serde_json::Value;
 
@@ -11,6 +13,9 @@ use crate::{
 
 /// A rule that any text satisfies.
 const ANY: &str = "/(?s:.*)/";
+
+/// Text that is not taken for JSON.
+const WORDS: &str = r"\s*[^\s{\[](?s:.*)";
 
 /// One call, or one and more; where none is forced, with free text in front.
 pub fn calls(forced: &Forced, format: ToolFormat, several: bool, tokenizer: &Tokenizer) -> Grammar {
@@ -46,8 +51,14 @@ fn calls_with(forced: &Forced, format: ToolFormat, several: bool, special: impl 
     let between = if format == ToolFormat::Hermes { "\"\\n\"" } else { "" };
     let mut lark = match (opening, forced.call) {
         (None, true) => "start: rest\n".to_owned(),
-        // What begins as JSON does is a call.
-        (None, false) => "start: rest | /[ \\t\\n]*[^ \\t\\n{\\[](?s:.*)/\n".to_owned(),
+        // What begins as JSON does is a call, behind whatever white space the parser skips.
+        (None, false) if format.openings().is_empty() => format!("start: rest | /{WORDS}/\n"),
+        // So is a block of code with JSON, wherever it stands. It ends the answer.
+        (None, false) => {
+            let fences: Vec<String> = format.openings().iter().map(|fence| Grammar::literal(fence)).collect();
+            let fences = fences.join(" | ");
+            format!("start: rest | /{WORDS}/ | before rest \"\\n\" \"```\"\nbefore[suffix=FENCE]: /({WORDS})?\\s*/\nFENCE: {fences}\n")
+        }
         (Some(opening), true) => {
             let more = if repeats { format!("({between} call)*") } else { String::new() };
             format!("start: call {more}\ncall: {} rest\n", mark(opening))
@@ -65,44 +76,49 @@ fn calls_with(forced: &Forced, format: ToolFormat, several: bool, special: impl 
     lark += &format!("rest: {rest}\nobject: {}\n", objects.join(" | "));
     if format == ToolFormat::FunctionGemma {
         let quote = mark(GEMMA_QUOTE);
+        // Any text, up to the quote
+        lark += &match special(GEMMA_QUOTE) {
+            Some(_) => format!("quoted: {quote} TEXT {quote}\nTEXT: {ANY}\n"),
+            None => format!("quoted: {quote} inner\ninner[suffix={quote}]: {ANY}\n"),
+        };
         lark += "value: quoted | WORD | \"{\" (pair (\",\" pair)*)? \"}\" | \"[\" (value (\",\" value)*)? \"]\"\npair: NAME \":\" value\n";
-        lark += "TEXT: /[^<]*/\nWORD: /[-+.0-9a-z]+/\nNAME: /[A-Za-z0-9_.-]+/\n";
-        lark += &format!("quoted: {quote} TEXT {quote}\n");
+        lark += "WORD: /[-+.0-9a-z]+/\nNAME: /[A-Za-z0-9_.-]+/\n";
         for (n, function) in forced.functions.iter().enumerate() {
-            lark += &gemma_arguments(n, &function.parameters, &quote);
+            add_gemma_arguments(&mut lark, n, &function.parameters, &quote);
         }
         return Grammar::lark(&lark);
     }
     Grammar::with_schemas(&lark, forced.functions.iter().enumerate().map(|(n, f)| (format!("a{n}"), f.parameters.clone())))
 }
 
-/// Rules for the arguments of function `n` in FunctionGemma's form, which no JSON schema describes: the properties in their order,
-/// the required ones all, with values of their simple type, or any value where the type is not simple.
-fn gemma_arguments(n: usize, parameters: &Value, quote: &str) -> String {
+/// Adds rules for the arguments of function `n` in FunctionGemma's form, which no JSON schema describes: the properties in their
+/// order, the required ones all, with values of their simple type, or any value where the type is not simple. A grammar that has
+/// become too long to be compiled grows no further: references can make it longer than the request many times over.
+fn add_gemma_arguments(lark: &mut String, n: usize, parameters: &Value, quote: &str) {
     let none = serde_json::Map::new();
     let properties = parameters.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    let required = |name: &str| {
-        parameters.get("required").and_then(Value::as_array).is_some_and(|all| all.iter().any(|one| one.as_str() == Some(name)))
-    };
-    let mut lark = String::new();
+    let required = parameters.get("required").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let required: HashSet<&str> = required.iter().filter_map(Value::as_str).collect();
     for (i, (name, schema)) in properties.iter().enumerate() {
+        if lark.len() > MAX_GRAMMAR_BYTES {
+            return;
+        }
         let pair = format!("{} {}", Grammar::literal(&format!("{name}:")), gemma_value(resolved(schema, parameters), quote));
         // `first`: nothing stands in front of it yet.
         for (rule, comma) in [("first", ""), ("then", "\",\" ")] {
-            let skip = if required(name) { String::new() } else { format!(" | f{n}_{rule}_{}", i + 1) };
-            lark += &format!("f{n}_{rule}_{i}: {comma}{pair} f{n}_then_{}{skip}\n", i + 1);
+            let skip = if required.contains(name.as_str()) { String::new() } else { format!(" | f{n}_{rule}_{}", i + 1) };
+            *lark += &format!("f{n}_{rule}_{i}: {comma}{pair} f{n}_then_{}{skip}\n", i + 1);
         }
     }
     let last = properties.len();
     if properties.is_empty() && parameters.get("additionalProperties") != Some(&Value::Bool(false)) {
-        lark += &format!("f{n}_first_{last}: (pair (\",\" pair)*)?\n");
+        *lark += &format!("f{n}_first_{last}: (pair (\",\" pair)*)?\n");
     } else {
-        lark += &format!("f{n}_first_{last}: \"\"\n");
+        *lark += &format!("f{n}_first_{last}: \"\"\n");
         if last > 0 {
-            lark += &format!("f{n}_then_{last}: \"\"\n");
+            *lark += &format!("f{n}_then_{last}: \"\"\n");
         }
     }
-    lark
 }
 
 /// The schema that a `$ref` within `root` leads to; itself where there is none, or where it leads in a circle.
@@ -137,7 +153,7 @@ fn gemma_value(schema: &Value, quote: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ferrum_engine::{Constraint, GrammarCompiler};
+    use ferrum_engine::{Constraint, GrammarCompiler, GrammarError};
     use serde_json::json;
 
     use super::*;
@@ -222,6 +238,62 @@ mod tests {
         // The same letters are no mark.
         assert!(after(&free, "<tool_call>x").is_some());
         assert_eq!(after(&compile(&calls_with(&forced(true), ToolFormat::Hermes, true, special)), ""), Some(vec![257]));
+    }
+
+    #[test]
+    fn json_in_a_block_of_code_is_a_call_wherever_it_stands() {
+        let call = |days: &str| format!("{{\"name\": \"weather\", \"parameters\": {{\"unit\":\"C\",\"days\":{days}}}}}");
+        for several in [false, true] {
+            let free = compile(&calls_with(&forced(false), ToolFormat::Json, several, |_| None));
+            for front in ["", "\n", "Let me look: `x`, ```python\n1\n```\n", "``````", "A ```json ```tool\u{a0}"] {
+                for fence in ToolFormat::Json.openings() {
+                    let text = format!("{front}{fence}{}\n```", call("3"));
+                    assert!(after(&free, &text).is_some_and(|next| next.contains(&256)), "{text}");
+                    for broken in ["[1]", &call("true"), "{\"name\": \"now\""] {
+                        assert_eq!(after(&free, &format!("{front}{fence}{broken}")), None, "{front}{fence}{broken}");
+                    }
+                    let two = after(&free, &format!("{front}{fence}{}\n{}\n```", call("3"), call("4")));
+                    assert_eq!(two.is_some(), several);
+                }
+            }
+            // All that the parser skips in front of a call
+            for front in ["\r\n", "\u{a0}", "\u{2003}\u{85}", "\u{3000} \t\u{b}"] {
+                for text in ["{\"name\": 1", "[{\"name\""] {
+                    assert_eq!(after(&free, &format!("{front}{text}")), None, "{front:?}{text}");
+                }
+                assert!(after(&free, &format!("{front}Well")).is_some_and(|next| next.contains(&256)), "{front:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn strings_of_gemma_hold_any_text() {
+        let parameters = json!({"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]});
+        let forced = Forced { functions: vec![Function { name: "run".into(), parameters }], call: true };
+        let call = |quote: &str, text: &str| format!("<start_function_call>call:run{{code:{quote}{text}{quote}}}<end_function_call>");
+        let special = |text: &str| (text == GEMMA_QUOTE).then_some(257);
+        let tokens = compile(&calls_with(&forced, ToolFormat::FunctionGemma, false, special));
+        let letters = compile(&calls_with(&forced, ToolFormat::FunctionGemma, false, |_| None));
+        for text in ["", "if a < b {\n\"é\"}", "<esc", "<<escape"] {
+            assert!(after(&tokens, &call("\u{1}", text)).is_some_and(|next| next.contains(&256)), "{text}");
+            assert!(after(&letters, &call(GEMMA_QUOTE, text)).is_some_and(|next| next.contains(&256)), "{text}");
+        }
+        assert_eq!(after(&letters, "<start_function_call>call:run{code:<escape>a<escape>b"), None);
+    }
+
+    #[test]
+    fn grammars_that_become_too_long_are_not_finished() {
+        let names: Vec<String> = (0..2000).map(|n| format!("p{n}")).collect();
+        let values: Vec<String> = (0..2000).map(|n| format!("value {n}")).collect();
+        let properties: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), json!({"$ref": "#/$defs/v"}))).collect();
+        let parameters = json!({"type": "object", "properties": properties, "required": names, "$defs": {"v": {"enum": values}}});
+        let functions = (0..4).map(|n| Function { name: format!("f{n}"), parameters: parameters.clone() }).collect();
+        let grammar = calls_with(&Forced { functions, call: true }, ToolFormat::FunctionGemma, false, |_| None);
+        let bytes = grammar.key().len();
+        assert!((MAX_GRAMMAR_BYTES..2 * MAX_GRAMMAR_BYTES).contains(&bytes), "{bytes}");
+        let tokens: Vec<Vec<u8>> = (0..256u32).map(|byte| vec![byte as u8]).collect();
+        let refused = GrammarCompiler::from_tokens(&tokens[..255], &[]).unwrap().compile(&grammar);
+        assert!(matches!(refused, Err(GrammarError::TooLong { .. })), "{refused:?}");
     }
 
     #[test]

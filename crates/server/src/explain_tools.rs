@@ -1,13 +1,15 @@
 //! Tools for models whose template knows none: the prompt says what there is and how to call it, and calls and results that are
 //! part of the conversation become plain messages.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 /// The conversation without tool calls and results, with `tools` explained at its beginning.
 pub fn in_messages(messages: &[Value], tools: &[Value]) -> Vec<Value> {
     let mut plain: Vec<Value> = Vec::with_capacity(messages.len());
     // Names by ids of calls
-    let mut names: Vec<(&str, &str)> = Vec::new();
+    let mut names: HashMap<&str, &str> = HashMap::new();
     let mut behind_result = false;
     for message in messages {
         let text = message["content"].as_str().unwrap_or_default();
@@ -16,8 +18,7 @@ pub fn in_messages(messages: &[Value], tools: &[Value]) -> Vec<Value> {
         match message["role"].as_str().unwrap_or_default() {
             "tool" => {
                 let id = message["tool_call_id"].as_str().unwrap_or_default();
-                let known = names.iter().rev().find(|(known, _)| *known == id).map(|(_, name)| *name);
-                let name = known.or(message["name"].as_str()).unwrap_or("the function");
+                let name = names.get(id).copied().or(message["name"].as_str()).unwrap_or("the function");
                 user(&mut plain, &format!("{name} returned:\n{text}"), behind_result);
                 behind_result = true;
                 continue;
@@ -50,8 +51,12 @@ fn call_line(name: &str, arguments: &Value) -> String {
 
 /// Adds a message of the user. Templates want roles to alternate, so one behind a result goes on with its message.
 fn user(plain: &mut Vec<Value>, text: &str, joined: bool) {
-    match plain.last_mut() {
-        Some(last) if joined => last["content"] = format!("{}\n\n{text}", last["content"].as_str().unwrap_or_default()).into(),
+    match plain.last_mut().and_then(|last| last.get_mut("content")) {
+        // In place: there may be any number of results.
+        Some(Value::String(content)) if joined => {
+            content.push_str("\n\n");
+            content.push_str(text);
+        }
         _ => plain.push(json!({"role": "user", "content": text})),
     }
 }

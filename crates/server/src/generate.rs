@@ -12,7 +12,7 @@ use crate::{
     error::{ApiError, Result},
     metrics::Times,
     sampling::Generation,
-    service::{Service, Ticket, Update},
+    service::{Siblings, Ticket, Update},
 };
 
 /// What happened to one of the answers.
@@ -75,15 +75,15 @@ impl Answers {
         let open = prompts.len() * generation.n;
         for (index, prompt) in prompts.into_iter().enumerate() {
             let stream = text_stream(&model.tokenizer, generation)?;
-            let first = model.service.submit(generation.request(prompt.clone(), 0)).await?;
+            let siblings = (generation.n > 1).then(|| (model.service.siblings(), prompt.clone()));
+            let first = model.service.submit(generation.request(prompt, 0)).await?;
             let source = Source {
                 app: Arc::clone(app),
-                service: model.service.clone(),
                 tokenizer: Arc::clone(&model.tokenizer),
                 generation: generation.clone(),
                 pieces: sender.clone(),
             };
-            tokio::spawn(source.run(prompt, index * generation.n, first, stream));
+            tokio::spawn(source.run(index * generation.n, first, siblings, stream));
         }
         let grammar = generation.grammar.as_ref().map(|wanted| wanted.param.clone());
         Ok(Self { pieces, open, usage, failed: false, grammar })
@@ -131,21 +131,20 @@ impl Answers {
 #[derive(Clone)]
 struct Source {
     app: Arc<App>,
-    service: Service,
     tokenizer: Arc<Tokenizer>,
     generation: Generation,
     pieces: mpsc::Sender<Piece>,
 }
 
 impl Source {
-    async fn run(self, prompt: Vec<u32>, choice: usize, first: Ticket, stream: TextStream) {
-        let mut siblings = (self.generation.n > 1).then_some(prompt);
+    /// `siblings`: the way for further answers, and their prompt.
+    async fn run(self, choice: usize, first: Ticket, mut siblings: Option<(Siblings, Vec<u32>)>, stream: TextStream) {
         let mut answer = Answer { source: &self, choice, stream, times: Times::since(first.submitted()), tokens: 0 };
         let mut ticket = first;
         loop {
             let more = answer.forward(&mut ticket).await;
-            if let Some(prompt) = siblings.take() {
-                self.start_siblings(&prompt, choice).await;
+            if let Some((siblings, prompt)) = siblings.take() {
+                self.start_siblings(&siblings, &prompt, choice).await;
             }
             if !more {
                 break;
@@ -153,11 +152,11 @@ impl Source {
         }
     }
 
-    async fn start_siblings(&self, prompt: &[u32], choice: usize) {
+    async fn start_siblings(&self, siblings: &Siblings, prompt: &[u32], choice: usize) {
         for index in 1..self.generation.n {
             let source = self.clone();
             // What was valid for the first answer is valid for all.
-            let submitted = self.service.submit_sibling(self.generation.request(prompt.to_vec(), index)).await;
+            let submitted = siblings.submit(self.generation.request(prompt.to_vec(), index)).await;
             let stream = text_stream(&self.tokenizer, &self.generation);
             let (Ok(mut ticket), Ok(stream)) = (submitted, stream) else {
                 // Closing the channel without a last piece is the failure that `Answers::next` reports.

@@ -43,7 +43,7 @@ pub use app::{App, Served, Unhealthy};
 pub use limits::{KeyLimits, Keys};
 pub use output::ToolFormat;
 pub use routes::{HttpOptions, router, serve};
-pub use service::{KvWatch, Refused, Service, Snapshot, Ticket, Update};
+pub use service::{KvWatch, Refused, Service, Siblings, Snapshot, Ticket, Update};
 pub use tls::{Tls, TlsError};
 
 /// Seconds since 1970.

@@ -24,9 +24,6 @@ const IDLE_BEAT: Duration = Duration::from_secs(1);
 /// Bounds as vLLM has them.
 const STEP_TOKENS: [f64; 13] = [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// How long an idle engine that drains waits for more of what it has taken: further answers to a prompt come behind the first.
-const LAST_WAIT: Duration = Duration::from_millis(100);
-
 /// Steps with changes of the KV cache that a reader may be behind before it loses some.
 const KV_EVENTS_BEHIND: usize = 4096;
 
@@ -97,6 +94,10 @@ pub struct Ticket {
     finished: bool,
 }
 
+/// The way for requests that belong to one that the engine takes: further answers to a prompt come behind the first. It takes them
+/// also while it drains, and does not end before this is dropped.
+pub struct Siblings(Service);
+
 /// What the KV cache holds, and what changes from then on, step by step.
 #[derive(Debug)]
 pub struct KvWatch {
@@ -113,6 +114,9 @@ enum Command {
         updates: updates::UnboundedSender<Update>,
     },
     Cancel(RequestId),
+    /// There is one more, or one less, of [`Siblings`]
+    Expect,
+    Forgo,
     WatchKv(oneshot::Sender<KvWatch>),
     Check(oneshot::Sender<Result<(), String>>),
     /// Take no more requests, end when the last one has
@@ -136,6 +140,7 @@ impl Service {
             kv_watchers: None,
             step_tokens: step_tokens.clone(),
             failures: 0,
+            siblings: 0,
             draining: false,
         };
         worker.publish();
@@ -151,12 +156,11 @@ impl Service {
         self.send(request, false).await
     }
 
-    /// Hands over one more request for an answer to something that has been taken: it is taken also while draining.
-    ///
-    /// # Errors
-    /// As [`Service::submit`].
-    pub async fn submit_sibling(&self, request: Request) -> Result<Ticket, Refused> {
-        self.send(request, true).await
+    /// Announces requests that belong to the one that is submitted next.
+    pub fn siblings(&self) -> Siblings {
+        // An engine that is gone refuses the request itself.
+        let _ = self.commands.send(Command::Expect);
+        Siblings(self.clone())
     }
 
     async fn send(&self, request: Request, belongs: bool) -> Result<Ticket, Refused> {
@@ -206,6 +210,22 @@ impl Service {
     }
 }
 
+impl Siblings {
+    /// Hands over one of the requests.
+    ///
+    /// # Errors
+    /// As [`Service::submit`].
+    pub async fn submit(&self, request: Request) -> Result<Ticket, Refused> {
+        self.0.send(request, true).await
+    }
+}
+
+impl Drop for Siblings {
+    fn drop(&mut self) {
+        let _ = self.0.commands.send(Command::Forgo);
+    }
+}
+
 impl Ticket {
     /// When the request was handed over.
     pub fn submitted(&self) -> Instant {
@@ -248,6 +268,8 @@ struct Worker {
     kv_watchers: Option<broadcast::Sender<Arc<[KvEvent]>>>,
     step_tokens: Histogram,
     failures: u32,
+    /// [`Siblings`] that are there
+    siblings: usize,
     draining: bool,
 }
 
@@ -268,17 +290,17 @@ impl Worker {
     fn take_commands(&mut self) -> bool {
         loop {
             let idle = !self.engine.has_work();
-            let command = if idle {
-                match self.commands.recv_timeout(if self.draining { LAST_WAIT } else { IDLE_BEAT }) {
+            let command = if idle && !(self.draining && self.siblings == 0) {
+                match self.commands.recv_timeout(IDLE_BEAT) {
                     Ok(command) => command,
-                    Err(RecvTimeoutError::Timeout) if self.draining => return false,
                     Err(RecvTimeoutError::Timeout) => return true,
                     Err(RecvTimeoutError::Disconnected) => return false,
                 }
             } else {
                 match self.commands.try_recv() {
                     Ok(command) => command,
-                    Err(TryRecvError::Empty) => return true,
+                    // An idle engine that drains has had its last request.
+                    Err(TryRecvError::Empty) => return !idle,
                     Err(TryRecvError::Disconnected) => return false,
                 }
             };
@@ -295,6 +317,8 @@ impl Worker {
                     }
                 }
                 Command::Cancel(id) => self.cancel(id),
+                Command::Expect => self.siblings += 1,
+                Command::Forgo => self.siblings -= 1,
                 Command::WatchKv(reply) => drop(reply.send(self.watch_kv())),
                 Command::Check(reply) => drop(reply.send(self.engine.check_integrity())),
                 Command::Drain => self.draining = true,

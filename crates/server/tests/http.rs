@@ -9,7 +9,7 @@ use axum::{
     http::{Request, StatusCode},
 };
 use common::{get, load, loaded, post, question, send, server, stream, with};
-use ferrum_server::{KeyLimits, Keys, Unhealthy};
+use ferrum_server::{KeyLimits, Keys, Refused, Ticket, Unhealthy, Update};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -161,6 +161,39 @@ async fn health_tells_what_the_server_can_do() {
     assert_eq!(get(&router, "/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
     let (status, body) = post(&router, "/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!((status, &body["error"]["type"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("service_unavailable_error")));
+}
+
+/// Further answers to a prompt are submitted behind the first, however long that takes: the engine waits for them, and only for them.
+#[tokio::test]
+async fn an_engine_that_drains_waits_for_answers_that_belong_to_its_last() {
+    async fn is_whole(mut ticket: Ticket) -> bool {
+        while let Some(update) = ticket.next().await {
+            if let Update::Finished(finished) = update {
+                return finished.generated_tokens == 2;
+            }
+        }
+        false
+    }
+    let (app, _router) = loaded();
+    let service = app.model().unwrap().service.clone();
+    let request = || ferrum_engine::Request { max_tokens: Some(2), ignore_eos: true, ..ferrum_engine::Request::new(vec![3, 4, 5]) };
+    let (siblings, forgone) = (service.siblings(), service.siblings());
+    let first = service.submit(request()).await.unwrap();
+    service.drain();
+    assert!(is_whole(first).await);
+    drop(forgone);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(matches!(service.submit(request()).await, Err(Refused::Draining)));
+    let second = siblings.submit(request()).await.unwrap();
+    drop(siblings);
+    assert!(is_whole(second).await);
+    for _ in 0..500 {
+        if service.snapshot().is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the engine has not ended: {:?}", service.snapshot());
 }
 
 #[tokio::test]
