@@ -114,6 +114,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, options: HttpOptions, s
     let server = listen(listener, router, Arc::new(options), async move {
         stop.await;
         app.drain();
+        tracing::info!("stopping: no more requests are taken");
         // The receiver waits as long as the server lives.
         let _ = stopping.send(());
     });

@@ -101,6 +101,5 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
         }
         #[cfg(not(unix))]
         let _ = signal::ctrl_c().await;
-        tracing::info!("stopping: no more requests are taken");
     })
 }
