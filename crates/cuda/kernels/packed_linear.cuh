@@ -5,12 +5,13 @@
 // meet. One and two tokens; x is on bytes, in registers for a chunk of columns and used for all row tiles of a pass
 // (packed_int8.cuh).
 //
-// H100, us at 1 token, 8B shapes (6144×4096, 4096×4096, gate and up, 4096×14336, 128256×4096; then the first four one behind the
-// other, as in a layer), 2026-11-25: Q4_K on bytes 8.0, 6.0, 26.1, 14.7, 105; 54 (as bf16 13.1, 8.5, 39, 22, 146; 83). Q6_K on bytes 10.1,
-// 7.5, 36, 19.4, 149; 72 (as bf16 12.5, 7.3, 42, 19.6, 156; 81). Q8_0 on bytes 10.7, 6.9, 44, 21.9, 185; 83 (as bf16 12.6, 7.5, 49, 23.1, 191; 93).
-// Lost, us of the Q4_K layer on bytes: telling the next kernel to start only when the last copies are queued 63; the same and 6
-// chunks a warp ahead into L2 65; a third of shared memory 55; all of it 59; no early start of the next kernel 64; 16 warps 69.
-// Four tokens so: 91, bound by bringing x into order. Row tiles unrolled, their sums in registers: 20 KB of code, 17 % slower.
+// H100, us at 1 token, 8B shapes (6144×4096, 4096×4096, gate and up, 4096×14336; then a layer: these, RoPE and attention at 288 tokens
+// of context, one behind the other), 2026-11-25, blocks of 16 warps: Q4_K 7.3, 5.4, 23.5, 13.5; 55.5. Q6_K 8.6, 7.2, 34.2, 18.0; 74.5. Q8_0
+// 9.1, 7.4, 40.9, 20.7; 85. As bf16 in blocks of 8 warps the first four were 13.1, 8.5, 39, 22 in Q4_K.
+// Lost, us of the Q4_K layer: 132 blocks of 8 warps and half of the shared memory, of which some multiprocessors get two behind a kernel
+// of 264 and others none, 65; two such blocks on each multiprocessor 61; all of the shared memory 57, 200 KB 57; sums of 16 row tiles to
+// a pass 56.4; a preferred carveout the same. The next weights into L2 also from the large ones: 57 with those for qkv, 57 with
+// those for down. Row tiles unrolled, their sums in registers: 20 KB of code, 17 % slower.
 #pragma once
 
 #include "async.cuh"
@@ -45,6 +46,20 @@ __device__ __forceinline__ void fetch_next(const PackedLinearParams& p) {
         prefetch_l2(p.next + at, min(PIECE, p.next_bytes - at));
 }
 
+// Makes the ring of a warp, chunks at `ring` and their barriers at `full`, ready for copies behind a `barrier_init_fence`.
+template <class L> __device__ __forceinline__ void init_ring(const PackedLinearParams& p, uint32_t ring, uint32_t full, uint32_t lane) {
+    if (p.k_tiles % CHUNK_TILES != 0) {
+        // The last chunk is copied in part and multiplied whole, by zeros: nothing in its place may be a NaN.
+#pragma unroll 1
+        for (uint32_t i = lane * 16; i < p.stages * L::CHUNK; i += WARP * 16)
+            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
+    }
+    if (lane == 0) {
+#pragma unroll 1
+        for (uint32_t i = 0; i < p.stages; i++) barrier_init(full + i * 8, WARP_COPY_ARRIVALS);
+    }
+}
+
 #include "packed_int8.cuh"
 
 // P: how chunks are multiplied.
@@ -62,16 +77,7 @@ template <class L, class P> __device__ __forceinline__ void packed_linear(const 
     float* mine = partials + w * p.pass_tiles * TILE_SUMS;
     float* squares = reinterpret_cast<float*>(shared + partials_at) + (warps * p.pass_tiles * TILE_SUMS + group * writers * P::TOKENS);
     const uint32_t full = base + partials_at + warps * (p.pass_tiles * TILE_SUMS + P::TOKENS) * 4 + warp * p.stages * 8;
-    if (p.k_tiles % CHUNK_TILES != 0) {
-        // The last chunk is copied in part and multiplied whole, by zeros: nothing in its place may be a NaN.
-#pragma unroll 1
-        for (uint32_t i = lane * 16; i < p.stages * L::CHUNK; i += WARP * 16)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
-    }
-    if (lane == 0) {
-#pragma unroll 1
-        for (uint32_t i = 0; i < p.stages; i++) barrier_init(full + i * 8, WARP_COPY_ARRIVALS);
-    }
+    init_ring<L>(p, ring, full, lane);
     barrier_init_fence();
     __syncwarp();
 

@@ -58,3 +58,15 @@ template <class L> __device__ __forceinline__ void group_scales(uint32_t of_pair
         raw_scales<L>(w, 0, scale, offset);
     }
 }
+
+// Scales and minimums of eight groups from 8 · `set` on of a chunk's `tiles`, as the A operand of `mma_tf32`.
+template <class L> __device__ __forceinline__ void set_scales(uint32_t tiles, int set, int lane, float (&scale)[4], float (&offset)[4]) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const uint32_t group = set * 8 + k * 4 + lane % 4, in_tile = group % L::GROUPS;
+        const uint32_t of_pair = tiles + group / L::GROUPS * L::TILE + L::LO_BYTES + L::HI_BYTES + lane / 4 * L::PAIR;
+        float s[2], m[2] = {};
+        group_scales<L>(of_pair, in_tile, s, m);
+        scale[2 * k] = s[0], scale[2 * k + 1] = s[1], offset[2 * k] = m[0], offset[2 * k + 1] = m[1];
+    }
+}

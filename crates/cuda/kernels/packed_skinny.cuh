@@ -49,16 +49,7 @@ template <class P> __device__ __forceinline__ void packed_skinny(const PackedLin
     const uint32_t full = known + 8 + warp * p.stages * 8;
     float* squares = reinterpret_cast<float*>(shared + squares_at);
     float* rms = reinterpret_cast<float*>(shared + rms_at) + group * T;
-    if (p.k_tiles % CHUNK_TILES != 0) {
-        // The last chunk is copied in part and multiplied whole, by zeros: nothing in its place may be a NaN.
-#pragma unroll 1
-        for (uint32_t i = lane * 16; i < p.stages * L::CHUNK; i += WARP * 16)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(ring + i), "r"(0) : "memory");
-    }
-    if (lane == 0) {
-#pragma unroll 1
-        for (uint32_t i = 0; i < p.stages; i++) barrier_init(full + i * 8, WARP_COPY_ARRIVALS);
-    }
+    init_ring<L>(p, ring, full, lane);
     if (cluster > 1 && threadIdx.x % (writers * WARP) == 0) {
         barrier_init(arrived, 1), barrier_init(freed, cluster - 1);
         if (group == 0) barrier_init(known, 1), barrier_expect(known, (cluster - 1) * warps * P::EACH * 4);

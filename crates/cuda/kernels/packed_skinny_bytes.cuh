@@ -193,14 +193,7 @@ template <class L_, int T> struct SkinnyBytes {
 #pragma unroll
             for (int set = 0; set < SETS; set++) {
                 float scale[4], offset[4];
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const uint32_t group = set * 8 + k * 4 + t, in_tile = group % L::GROUPS;
-                    const uint32_t of_pair = at + L::SUPER + group / L::GROUPS * L::TILE + L::LO_BYTES + L::HI_BYTES + lane / 4 * L::PAIR;
-                    float s[2], m[2] = {};
-                    group_scales<L>(of_pair, in_tile, s, m);
-                    scale[2 * k] = s[0], scale[2 * k + 1] = s[1], offset[2 * k] = m[0], offset[2 * k + 1] = m[1];
-                }
+                set_scales<L>(at + L::SUPER, set, lane, scale, offset);
 #pragma unroll
                 for (int nt = 0; nt < NT; nt++) {
                     const uint2 sums = lds64(x + X + ((set * NT + nt) * WARP + lane) * 8);

@@ -16,21 +16,11 @@ use super::{
     super::activations::{Block, GROUP, one_hot},
     formats::{Format, Packed},
     lanes::{Eight, Lanes},
-    product::{Factors, Product, VECS, codes_of, scaled, steps},
+    product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
     tile::{ROWS, Tile},
 };
 
 type L = Eight;
-
-/// The codes of a tile's step, of [`VECS`] vectors from `first` on.
-#[inline(always)]
-unsafe fn codes<P: Product<L = L>>(tile: *mut Tile, block: usize, step: usize, first: usize) -> [__m256i; VECS] {
-    let mut codes = [L::zero(); VECS];
-    for v in 0..VECS {
-        codes[v] = L::load(Tile::codes::<P>(tile, block, step, first + v));
-    }
-    codes
-}
 
 /// Adds up `COUNT` steps from `from` on of a tile's block times `T` tokens in 16 bits.
 #[inline(always)]
@@ -48,6 +38,24 @@ unsafe fn pairs<P: Product<L = L>, const COUNT: usize, const T: usize>(
             for v in 0..VECS {
                 pairs[t][v] = _mm256_add_epi16(pairs[t][v], _mm256_maddubs_epi16(u[v], a));
             }
+        }
+    }
+    pairs
+}
+
+/// Adds up `COUNT` steps from `from` on of a group of a panel times single tokens in 16 bits.
+#[inline(always)]
+unsafe fn panel_pairs<F: Format, const COUNT: usize, const T: usize>(
+    packed: &Packed<L>,
+    group: usize,
+    from: usize,
+    x: [*const Block<1>; T],
+) -> [__m256i; T] {
+    let mut pairs = [L::zero(); T];
+    for k in from..from + COUNT {
+        let codes = F::codes::<L>(packed.words, group, k);
+        for t in 0..T {
+            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
         }
     }
     pairs
@@ -76,13 +84,7 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
     ) -> [__m256; T] {
         let mut dots = [L::zero(); T];
         for from in (0..8).step_by(BATCH) {
-            let mut pairs = [L::zero(); T];
-            for k in from..from + BATCH {
-                let codes = F::codes::<L>(packed.words, group, k);
-                for t in 0..T {
-                    pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
-                }
-            }
+            let pairs = panel_pairs::<F, BATCH, T>(packed, group, from, x);
             for t in 0..T {
                 dots[t] = join(dots[t], pairs[t]);
             }
@@ -178,13 +180,7 @@ impl<const CENTRED: bool> Product for Halves<CENTRED> {
     ) -> [__m256; T] {
         let mut dots = [L::zero(); T];
         for h in 0..2 {
-            let mut pairs = [L::zero(); T];
-            for k in 4 * h..4 * (h + 1) {
-                let codes = F::codes::<L>(packed.words, group, k);
-                for t in 0..T {
-                    pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
-                }
-            }
+            let mut pairs = panel_pairs::<F, 4, T>(packed, group, 4 * h, x);
             let scale = F::whole_scale(packed.bytes, 2 * group + h);
             for t in 0..T {
                 if CENTRED {

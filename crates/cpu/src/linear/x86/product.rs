@@ -76,3 +76,13 @@ pub(super) unsafe fn scaled<L: Lanes>(dots: L::I, d: L::F, scale: L::F, sum: L::
 pub(super) unsafe fn codes_of<const T: usize>(x: *const Block<T>, k: usize) -> *const i8 {
     (&raw const (*x).codes).cast::<i8>().add(4 * T * k)
 }
+
+/// The codes of a tile's step, of [`VECS`] vectors from `first` on.
+#[inline(always)]
+pub(super) unsafe fn codes<P: Product>(tile: *mut Tile, block: usize, step: usize, first: usize) -> [<P::L as Lanes>::I; VECS] {
+    let mut codes = [P::L::zero(); VECS];
+    for v in 0..VECS {
+        codes[v] = P::L::load(Tile::codes::<P>(tile, block, step, first + v));
+    }
+    codes
+}

@@ -6,7 +6,7 @@ use super::{
     super::activations::{Block, GROUP, one_hot},
     formats::{Format, Packed},
     lanes::WideLanes,
-    product::{Factors, Product, VECS, codes_of, scaled, steps},
+    product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
     tile::{ROWS, Tile},
 };
 
@@ -70,10 +70,7 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
             // AVX-512 has registers for whatever the compiler gathers.
             let count = if L::N == 16 { 8 / HALVES } else { steps(8 / HALVES) };
             for k in 8 / HALVES * h..8 / HALVES * h + count {
-                let mut u = [L::zero(); VECS];
-                for v in 0..VECS {
-                    u[v] = L::load(Tile::codes::<Self>(tile, block, k, first + v));
-                }
+                let u = codes::<Self>(tile, block, k, first);
                 for t in 0..T {
                     let a = L::broadcast(codes_of(x, k).add(4 * t));
                     for v in 0..VECS {
