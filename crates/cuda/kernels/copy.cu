@@ -1,6 +1,7 @@
 // gather_rows:  out[n] = x[rows[n]]
 // kv_write:     k_cache, v_cache at slots[token] = k, v of the token
 // embed_dense:  out[t] = table[ids[t]] · scale, from a table of 16-bit numbers
+// to_f16:       out[t] = x[t] as F16, what is beyond its range as ±65504
 //
 // Bound by memory or latency.
 #include "common.cuh"
@@ -86,6 +87,25 @@ template <class W, class T> __device__ void embed_dense(const EmbedDenseParams& 
         embed_dense<W, T>(p);                                                                                      \
     }
 #define EMBED_FROM(W, w) EMBED(W, w, float, f32) EMBED(W, w, f16, f16) EMBED(W, w, bf16, bf16)
+
+struct ToF16Params {
+    const bf16* x;  // [tokens, cols], rows `x_stride` elements apart, 16-byte aligned
+    f16* out;       // [tokens, cols]
+    long long x_stride;
+    int cols;       // a multiple of 8
+};
+
+extern "C" __global__ void __launch_bounds__(256) to_f16(const __grid_constant__ ToF16Params p) {
+    const int at = (blockIdx.x * blockDim.x + threadIdx.x) * Pack<bf16>::N;
+    pdl_wait();
+    pdl_launch();
+    if (at >= p.cols) return;
+    const Pack<bf16> x = load_pack(p.x + blockIdx.y * p.x_stride + at);
+    Pack<f16> out;
+#pragma unroll
+    for (int i = 0; i < Pack<bf16>::N; i++) out.v[i] = from_f32<f16>(fminf(fmaxf(to_f32(x.v[i]), -65504.0f), 65504.0f));
+    store_pack(p.out + static_cast<long long>(blockIdx.y) * p.cols + at, out);
+}
 
 FOR_EACH_FLOAT(gather_rows, GatherRowsParams, 256)
 KV_WRITE_FROM(float, f32)

@@ -1,9 +1,11 @@
-// Hopper's building blocks as thin inline PTX: mbarriers, bulk copies, tensor copies with multicast, clusters,
-// programmatic dependent launch and shared-memory matrix descriptors. sm_90 and newer.
+// Hopper's building blocks as thin inline PTX: mbarriers, bulk copies, tensor copies with multicast, clusters
+// and shared-memory matrix descriptors. sm_90 and newer.
 #pragma once
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <stdint.h>
+
+#include "common.cuh"
 
 namespace hopper {
 
@@ -115,12 +117,7 @@ __device__ __forceinline__ float2 load_cluster_f32x2(uint32_t addr, uint32_t cta
     return v;
 }
 
-// ---- programmatic dependent launch --------------------------------------------------------------------------------
-
-// Waits until the kernels before this one are complete and their writes visible.
-__device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// Lets the next kernel's CTAs start as soon as there is room.
-__device__ __forceinline__ void pdl_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// ---- registers ----------------------------------------------------------------------------------------------------
 
 template <int REGS>
 __device__ __forceinline__ void reg_alloc() {

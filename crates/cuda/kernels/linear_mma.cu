@@ -1,20 +1,20 @@
-// Dense BF16 linear for every GPU from sm_80 on: mma.m16n8k16 fed by cp.async. What the Hopper kernels and cuBLASLt
+// Dense linear for every GPU from sm_80 on: mma.m16n8k16 fed by cp.async. What the Hopper kernels and cuBLASLt
 // do not take ends here.
 //
-//   out[t, r] = Σ_k x[t, k] · w[r, k], with the epilogues of linear_dense.cuh
+//   out[t, r] = Σ_k x[t, k] · w[r, k], w and x both bf16 or both f16, with the epilogues of linear_dense.cuh
 //
 // A block computes TOKENS × ROWS results, four warps beside each other along the rows; each stage of the ring holds 64
 // columns of both operands in rows of 128 bytes whose 16-byte chunks are permuted by `chunk ^ row % 8`, so that neither
 // cp.async nor ldmatrix meets a bank twice. Bound: the tensor cores for many tokens (mma.sync), memory for few.
 // Needs cols % 8 == 0 and 16-byte aligned rows; linear_naive.cu takes the rest.
-#include "common.cuh"
 #include "linear_dense.cuh"
+#include "mma.cuh"
 
 using namespace linear_dense;
 
 struct LinearMmaParams {
-    const bf16* weight;  // [rows, cols]
-    const bf16* x;       // [tokens, cols], rows `x_stride` elements apart
+    const void* weight;  // [rows, cols]
+    const void* x;       // [tokens, cols], rows `x_stride` elements apart
     int cols;
     int x_stride;
     Output output;
@@ -26,26 +26,10 @@ constexpr int K = 64;
 constexpr int STAGES = 3;
 constexpr int WARPS = 4;
 
-__device__ __forceinline__ void copy16(uint32_t dst, const void* src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], uint32_t addr) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(addr));
-}
-
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // Byte offset of a 16-byte chunk of a tile row.
 __device__ __forceinline__ uint32_t at(int row, int chunk) { return row * (K * 2) + ((chunk ^ (row & 7)) << 4); }
 
-template <int TOKENS, int ROWS>
+template <class T, int TOKENS, int ROWS>
 __device__ __forceinline__ void linear_mma(const LinearMmaParams& p) {
     constexpr int STAGE_BYTES = (TOKENS + ROWS) * K * 2;
     constexpr int M = TOKENS / 16;           // m16 tiles of tokens, all in each warp
@@ -65,20 +49,20 @@ __device__ __forceinline__ void linear_mma(const LinearMmaParams& p) {
         const uint32_t stage = smem + step % STAGES * STAGE_BYTES;
         for (int i = threadIdx.x; i < (TOKENS + ROWS) * 8; i += WARPS * WARP) {
             const int row = i / 8, chunk = i % 8, k = step * K + chunk * 8;
-            const bf16* src;
+            const T *src, *weight = static_cast<const T*>(p.weight);
             bool valid = k < p.cols;
             if (row < TOKENS) {
                 valid = valid && token0 + row < o.tokens;
-                src = p.x + static_cast<size_t>(token0 + row) * p.x_stride + k;
+                src = static_cast<const T*>(p.x) + static_cast<size_t>(token0 + row) * p.x_stride + k;
             } else {
                 const int r = row - TOKENS;
                 const int column = column0 + (gated ? r / 16 * 8 + r % 8 : r);
                 valid = valid && column < o.columns;
-                src = p.weight + static_cast<size_t>(column + (gated && r % 16 >= 8 ? o.columns : 0)) * p.cols + k;
+                src = weight + static_cast<size_t>(column + (gated && r % 16 >= 8 ? o.columns : 0)) * p.cols + k;
             }
-            copy16(stage + at(row, chunk), valid ? src : p.weight, valid);
+            cp_async_16(stage + at(row, chunk), valid ? src : weight, valid);
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        cp_async_commit();
     };
 
     pdl_wait();
@@ -86,26 +70,26 @@ __device__ __forceinline__ void linear_mma(const LinearMmaParams& p) {
     float acc[M][N][4] = {};
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) load(s);
-        else asm volatile("cp.async.commit_group;" ::: "memory");
+        else cp_async_commit();
     }
     for (int s = 0; s < steps; s++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+        cp_async_wait<STAGES - 2>();
         __syncthreads();
         if (s + STAGES - 1 < steps) load(s + STAGES - 1);
-        else asm volatile("cp.async.commit_group;" ::: "memory");
+        else cp_async_commit();
         const uint32_t stage = smem + s % STAGES * STAGE_BYTES;
 #pragma unroll
         for (int kk = 0; kk < K / 16; kk++) {
             uint32_t a[M][4];
 #pragma unroll
-            for (int m = 0; m < M; m++) ldmatrix4(a[m], stage + at(m * 16 + lane % 16, kk * 2 + lane / 16));
+            for (int m = 0; m < M; m++) ldmatrix_x4(a[m], stage + at(m * 16 + lane % 16, kk * 2 + lane / 16));
 #pragma unroll
             for (int n = 0; n < N; n += 2) {
                 uint32_t b[4];
                 const int row = TOKENS + (warp * N + n) * 8 + lane % 8 + lane / 16 * 8;
-                ldmatrix4(b, stage + at(row, kk * 2 + lane / 8 % 2));
+                ldmatrix_x4(b, stage + at(row, kk * 2 + lane / 8 % 2));
 #pragma unroll
-                for (int m = 0; m < M; m++) mma(acc[m][n], a[m], b[0], b[1]), mma(acc[m][n + 1], a[m], b[2], b[3]);
+                for (int m = 0; m < M; m++) mma_16x8x16<T>(acc[m][n], a[m], b[0], b[1]), mma_16x8x16<T>(acc[m][n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -127,10 +111,13 @@ __device__ __forceinline__ void linear_mma(const LinearMmaParams& p) {
 
 }  // namespace
 
-#define INSTANCE(tokens, rows)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(WARPS * WARP) linear_mma_##tokens##x##rows(const __grid_constant__ LinearMmaParams p) { \
-        linear_mma<tokens, rows>(p);                                                                                 \
+#define KERNEL(name, ...)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(WARPS * WARP) name(const __grid_constant__ LinearMmaParams p) { \
+        linear_mma<__VA_ARGS__>(p);                                                                             \
     }
+#define INSTANCE(tokens, rows)                              \
+    KERNEL(linear_mma_##tokens##x##rows, bf16, tokens, rows) \
+    KERNEL(linear_mma_##tokens##x##rows##_f16, f16, tokens, rows)
 INSTANCE(16, 64)
 INSTANCE(32, 128)
 INSTANCE(64, 128)

@@ -1,26 +1,20 @@
-// Dense BF16 linear for 1 … 16 tokens: weights streamed once through shared memory, mma.m16n8k16.
+// Dense linear for 1 … 16 tokens, weights and x both BF16 or both F16: weights streamed once through shared memory, mma.m16n8k16.
 #pragma once
 #include "hopper.cuh"
 #include "linear_dense.cuh"
+#include "mma.cuh"
 
 namespace linear_dense {
 
 struct LinearStreamParams {
-    CUtensorMap weight;      // [cols / 64, rows, 64] bf16 view of row-major [rows, cols]; box CHUNKS × 8 × 64, 128-byte swizzle
-    const __nv_bfloat16* x;  // [tokens, cols], rows `x_stride` elements apart, 16-byte aligned
+    CUtensorMap weight;      // [cols / 64, rows, 64] view of row-major [rows, cols]; box CHUNKS × 8 × 64, 128-byte swizzle
+    const void* x;           // [tokens, cols], rows `x_stride` elements apart, 16-byte aligned
     const float* norm;       // [cols] f32: weight of an RMSNorm of x; read by the *_norm kernels only
     float eps;
     int cols;                // a multiple of 64
     int x_stride;            // a multiple of 8
     Output output;
 };
-
-__device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ uint4 lds128(uint32_t addr) {
     uint4 v;
@@ -55,7 +49,8 @@ struct StreamTile {
     static_assert(UNITS == 1 || UNITS % 2 == 0, "m16 tiles; eight rows fill half of one");
 };
 
-template <int TOKEN_TILES, int UNITS, int CHUNKS, int KW, int STAGES, bool NORM>
+// T: the element type of weights and x.
+template <class T, int TOKEN_TILES, int UNITS, int CHUNKS, int KW, int STAGES, bool NORM>
 __device__ __forceinline__ void linear_stream(const LinearStreamParams& p) {
     using namespace hopper;
     using Tile = StreamTile<TOKEN_TILES, UNITS, CHUNKS, KW, STAGES>;
@@ -132,7 +127,7 @@ __device__ __forceinline__ void linear_stream(const LinearStreamParams& p) {
 #pragma unroll
             for (int n = 0; n < TOKEN_TILES; n++) {
                 const int token = n * 8 + group, k = column_of(s, c);
-                const uint4* src = reinterpret_cast<const uint4*>(p.x + static_cast<size_t>(token) * p.x_stride + k) + 2 * quad;
+                const uint4* src = reinterpret_cast<const uint4*>(static_cast<const T*>(p.x) + static_cast<size_t>(token) * p.x_stride + k) + 2 * quad;
                 const bool valid = token < o.tokens && k < p.cols;
                 b.x[c][n][0] = valid ? src[0] : uint4{0, 0, 0, 0};
                 b.x[c][n][1] = valid ? src[1] : uint4{0, 0, 0, 0};
@@ -182,8 +177,8 @@ __device__ __forceinline__ void linear_stream(const LinearStreamParams& p) {
                     const uint4 lo = lds128(at), hi = UNITS == 1 ? uint4{0, 0, 0, 0} : lds128(at + CHUNKS * 1024);
 #pragma unroll
                     for (int n = 0; n < TOKEN_TILES; n++) {
-                        mma_bf16(acc[m][n], lo.x, hi.x, lo.y, hi.y, b[c][n][h].x, b[c][n][h].y);
-                        mma_bf16(acc[m][n], lo.z, hi.z, lo.w, hi.w, b[c][n][h].z, b[c][n][h].w);
+                        mma_16x8x16<T>(acc[m][n], {lo.x, hi.x, lo.y, hi.y}, b[c][n][h].x, b[c][n][h].y);
+                        mma_16x8x16<T>(acc[m][n], {lo.z, hi.z, lo.w, hi.w}, b[c][n][h].z, b[c][n][h].w);
                     }
                 }
         __syncwarp();

@@ -1,7 +1,7 @@
 // linear_stream:  out[t, r] = Σ_k x[t, k] · w[r, k], tokens ≤ 16, with an RMSNorm of x in front if asked for and the
 // epilogues of linear_dense.cuh behind
 //
-// Layout   w [rows, cols] bf16 row-major, cols % 64 == 0; x [tokens, cols] bf16.
+// Layout   w [rows, cols] row-major, cols % 64 == 0, and x [tokens, cols], both bf16 or both f16.
 // A CTA    owns an even share of the output columns, in units of 8 (gated: 8 gate rows and their 8 up rows), and walks
 //          over it in slabs of UNITS units; a slab is a chain of stages of CHUNKS × 64 columns.
 // Warps    one fetches: one tensor copy per unit and stage, as far ahead as the ring is long, from before the kernel in
@@ -24,16 +24,15 @@
 
 using namespace linear_dense;
 
-// TOKEN_TILES of 8, UNITS, CHUNKS, KW, STAGES
-#define INSTANCE(t, u, c, kw, s)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(288, 1) linear_stream_t##t##_u##u##_c##c(                                  \
-        const __grid_constant__ LinearStreamParams p) {                                                                       \
-        linear_stream<t, u, c, kw, s, false>(p);                                                                              \
-    }                                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(288, 1) linear_stream_t##t##_u##u##_c##c##_norm(                           \
-        const __grid_constant__ LinearStreamParams p) {                                                                       \
-        linear_stream<t, u, c, kw, s, true>(p);                                                                               \
+#define KERNEL(name, ...)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(288, 1) name(const __grid_constant__ LinearStreamParams p) {             \
+        linear_stream<__VA_ARGS__>(p);                                                                                    \
     }
+// TOKEN_TILES of 8, UNITS, CHUNKS, KW, STAGES
+#define INSTANCE(t, u, c, kw, s)                                                                                         \
+    KERNEL(linear_stream_t##t##_u##u##_c##c, bf16, t, u, c, kw, s, false)                                                 \
+    KERNEL(linear_stream_t##t##_u##u##_c##c##_norm, bf16, t, u, c, kw, s, true)                                           \
+    KERNEL(linear_stream_t##t##_u##u##_c##c##_f16, f16, t, u, c, kw, s, false)
 
 INSTANCE(1, 2, 8, 8, 6)
 INSTANCE(1, 4, 8, 8, 6)

@@ -22,7 +22,6 @@ pub(crate) struct Context {
     stream: Stream,
     kernels: RwLock<HashMap<&'static str, Kernel>>,
     modules: RwLock<HashMap<&'static str, Arc<Module>>>,
-    #[allow(dead_code)]
     workspace: DeviceBuffer,
     counters: DeviceBuffer,
     lt: OnceLock<Option<Lt>>,
@@ -63,9 +62,13 @@ impl Context {
     ///
     /// # Errors
     /// When that is more than there is: launchers choose their splits so that it is not.
-    #[allow(dead_code)]
     pub fn workspace(&self, bytes: usize) -> Result<DevicePtr> {
         within(&self.workspace, bytes)
+    }
+
+    /// Bytes of [`Context::workspace`].
+    pub fn workspace_len(&self) -> usize {
+        self.workspace.len()
     }
 
     /// `count` I32 counters, each 0 before the operation. Whoever raises them sets them back to 0. 256-byte aligned.
@@ -87,7 +90,6 @@ impl Context {
     }
 
     /// Whether `kernels/STEM.cu` is in this program and runs on this device.
-    #[allow(dead_code)]
     pub fn has(&self, stem: &str) -> bool {
         fatbin(stem).is_some() && (!stem.starts_with("sm90_") || self.device.is_hopper())
     }

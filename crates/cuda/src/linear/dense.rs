@@ -1,4 +1,4 @@
-//! Dense BF16 weights: one product, one kernel, chosen by shape.
+//! Dense weights: one product, one kernel, chosen by shape.
 //!
 //! | tokens | on sm_90 | elsewhere |
 //! |---|---|---|
@@ -8,6 +8,8 @@
 //!
 //! A gated product is one kernel on sm_90, and elsewhere up to [`tiles::GATED_TOKENS`]. Rows that are not whole 16-byte packs
 //! (cols % 8 ≠ 0) go to `linear_naive.cu`.
+//!
+//! F16 weights are multiplied by x as F16, in a kernel before; `sm90_linear_stream.cu` and `linear_mma.cu` do that.
 
 use ferrum_kernels::{
     DType, Result,
@@ -59,6 +61,15 @@ struct LinearWgmmaParams {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct ToF16Params {
+    x: DevicePtr,
+    out: DevicePtr,
+    x_stride: i64,
+    cols: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct LinearMmaParams {
     weight: DevicePtr,
     x: DevicePtr,
@@ -75,14 +86,15 @@ const EVICT_NORMAL: u64 = 0x1000_0000_0000_0000;
 ///
 /// # Errors
 /// When `x` is a tensor of another backend.
-pub(super) fn fuses(cx: &Context, op: &Linear) -> Result<bool> {
-    let tokens = op.x.shape()[0];
+pub(super) fn fuses(cx: &Context, op: &Linear, dtype: DType) -> Result<bool> {
+    let (tokens, f16) = (op.x.shape()[0], dtype == DType::F16);
     let streamed = streams(cx, op)?;
     if op.norm.is_some() {
-        return Ok(streamed);
+        return Ok(streamed && !f16);
     }
     let gated = matches!(op.epilogue, Epilogue::ActMul { .. });
-    Ok(!gated || streamed || is_packable(op)? && (cx.has("sm90_linear_wgmma") || tokens <= tiles::GATED_TOKENS || cx.lt().is_none()))
+    let fast = f16 || cx.has("sm90_linear_wgmma") || tokens <= tiles::GATED_TOKENS || cx.lt().is_none();
+    Ok(!gated || streamed || fast && is_packable(op)?)
 }
 
 /// Whether `op` is for `sm90_linear_stream.cu`.
@@ -103,17 +115,26 @@ fn x_stride(op: &Linear) -> usize {
     if op.x.shape()[0] == 1 { op.x.shape()[1] } else { op.x.strides()[0] }
 }
 
-/// Queues the kernel for `op` and its weight `[rows, cols]` BF16. `op` is one that [`fuses`].
+/// Queues the kernel for `op` and its weight `[rows, cols]`, BF16 or F16. `op` is one that [`fuses`].
 ///
 /// # Errors
 /// When no kernel takes its dtypes, or the device fails.
-pub(super) fn linear(cx: &Context, op: &Linear, weight: &DeviceBuffer, rows: usize) -> Result<()> {
+pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &DeviceBuffer), rows: usize) -> Result<()> {
     let ([tokens, cols], columns) = ([op.x.shape()[0], op.x.shape()[1]], op.out.shape()[1]);
     if tokens == 0 {
         return Ok(());
     }
     if !is_packable(op)? {
-        return naive::linear(cx, op, (DType::BF16, weight));
+        return naive::linear(cx, op, (dtype, weight));
+    }
+    let f16 = dtype == DType::F16;
+    let most = cx.workspace_len() / (2 * cols);
+    if f16 && tokens > most {
+        let rest = tokens - most;
+        let part = |first, count| (op.x.narrow(0, first, count), op.out.narrow(0, first, count));
+        let ((x, out), (next_x, next_out)) = (part(0, most), part(most, rest));
+        linear(cx, &Linear { x: &x, out: &out, ..*op }, (dtype, weight), rows)?;
+        return linear(cx, &Linear { x: &next_x, out: &next_out, ..*op }, (dtype, weight), rows);
     }
     let stride = if tokens == 1 { columns } else { op.out.strides()[0] };
     let output = Output {
@@ -130,9 +151,14 @@ pub(super) fn linear(cx: &Context, op: &Linear, weight: &DeviceBuffer, rows: usi
             Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 4,
         },
     };
-    let product = Product { op, weight, shape: tiles::Shape { tokens, columns, gated: rows > columns, cols }, output };
+    let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
+    let product =
+        Product { op, f16, weight, x, x_stride, shape: tiles::Shape { tokens, columns, gated: rows > columns, cols }, output };
     if streams(cx, op)? {
         return product.stream(cx);
+    }
+    if f16 {
+        return product.mma(cx);
     }
     // What follows wgmma stores packs of neighbouring columns.
     let packs = columns.is_multiple_of(8) && stride.is_multiple_of(8) && (output.out | output.bias).is_multiple_of(16);
@@ -141,18 +167,33 @@ pub(super) fn linear(cx: &Context, op: &Linear, weight: &DeviceBuffer, rows: usi
         && op.bias.is_none()
         && let Some(lt) = cx.lt()
     {
-        let (x_stride, out_f32, add) = (x_stride(op), op.out.dtype() == DType::F32, matches!(op.epilogue, Epilogue::Add));
+        let (out_f32, add) = (op.out.dtype() == DType::F32, matches!(op.epilogue, Epilogue::Add));
         let product = lt::Product { tokens, rows, cols, x_stride, out_stride: stride, out_f32, add };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
-        return unsafe { lt.run(cx.stream(), &product, weight.ptr(), ptr(op.x)?, output.out) };
+        return unsafe { lt.run(cx.stream(), &product, weight.ptr(), x, output.out) };
     }
     if hopper { product.wgmma(cx) } else { product.mma(cx) }
+}
+
+/// x as F16 `[tokens, cols]`, in scratch memory.
+fn to_f16(cx: &Context, op: &Linear) -> Result<DevicePtr> {
+    let [tokens, cols] = [op.x.shape()[0], op.x.shape()[1]];
+    let out = cx.workspace(2 * tokens * cols)?;
+    let params = ToF16Params { x: ptr(op.x)?, out, x_stride: x_stride(op) as i64, cols: cols as i32 };
+    let blocks = [cols.div_ceil(8 * 256) as u32, tokens as u32, 1];
+    // SAFETY: x is BF16 in whole packs, and the scratch memory has room for it.
+    unsafe { cx.launch("copy", "to_f16", Grid { blocks, ..Grid::new(1, 256) }, &params)? };
+    Ok(out)
 }
 
 /// An operation with what its launchers share.
 struct Product<'a> {
     op: &'a Linear<'a>,
+    /// Whether weight and x are F16 instead of BF16
+    f16: bool,
     weight: &'a DeviceBuffer,
+    x: DevicePtr,
+    x_stride: usize,
     shape: tiles::Shape,
     output: Output,
 }
@@ -163,7 +204,7 @@ impl Product<'_> {
         let tile = tiles::stream(shape, sms);
         let weight = TensorMapSpec {
             ptr: self.weight.ptr(),
-            dtype: TensorMapDType::BF16,
+            dtype: if self.f16 { TensorMapDType::F16 } else { TensorMapDType::BF16 },
             shape: [64, shape.weight_rows() as u64, shape.cols as u64 / 64],
             stride_bytes: [2, 2 * shape.cols as u64, 128],
             box_shape: [64, 8, tile.chunks as u32],
@@ -171,21 +212,25 @@ impl Product<'_> {
         };
         let params = LinearStreamParams {
             weight: weight.encode()?,
-            x: ptr(op.x)?,
+            x: self.x,
             norm: ptr_or_null(op.norm.map(|n| n.weight))?,
             eps: op.norm.map_or(0.0, |n| n.eps),
             cols: shape.cols as i32,
-            x_stride: x_stride(op) as i32,
+            x_stride: self.x_stride as i32,
             output: self.output,
         };
-        let name = if op.norm.is_some() { tile.norm_kernel } else { tile.kernel };
+        let name = match op.norm {
+            Some(_) => tile.norm_kernel,
+            None if self.f16 => tile.f16_kernel,
+            None => tile.kernel,
+        };
         let grid = Grid { shared_bytes: tile.shared_bytes(), ..Grid::new(tile.blocks(shape, sms), tile.threads()) };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
         unsafe { cx.launch("sm90_linear_stream", name, grid, &params) }
     }
 
     fn wgmma(&self, cx: &Context) -> Result<()> {
-        let (op, shape, sms) = (self.op, &self.shape, cx.device().attributes().sms as usize);
+        let (shape, sms) = (&self.shape, cx.device().attributes().sms as usize);
         let tile = tiles::wgmma(shape, sms);
         let map = |ptr, rows: usize, stride: usize, box_rows: usize| {
             TensorMapSpec {
@@ -201,7 +246,7 @@ impl Product<'_> {
         let x_box = tile.x_box(shape);
         let params = LinearWgmmaParams {
             weight: map(self.weight.ptr(), shape.weight_rows(), shape.cols, tile.weight_box())?,
-            x: map(ptr(op.x)?, shape.tokens, x_stride(op), x_box)?,
+            x: map(self.x, shape.tokens, self.x_stride, x_box)?,
             output: self.output,
             cols: shape.cols as i32,
             band: tile.band(shape) as i32,
@@ -215,18 +260,18 @@ impl Product<'_> {
     }
 
     fn mma(&self, cx: &Context) -> Result<()> {
-        let (op, shape) = (self.op, &self.shape);
+        let shape = &self.shape;
         let tile = tiles::mma(shape);
         let params = LinearMmaParams {
             weight: self.weight.ptr(),
-            x: ptr(op.x)?,
+            x: self.x,
             cols: shape.cols as i32,
-            x_stride: x_stride(op) as i32,
+            x_stride: self.x_stride as i32,
             output: self.output,
         };
         let blocks = [shape.columns.div_ceil(tile.columns(shape)) as u32, shape.tokens.div_ceil(tile.tokens) as u32, 1];
         let grid = Grid { blocks, shared_bytes: tile.shared_bytes(), ..Grid::new(1, 128) };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
-        unsafe { cx.launch("linear_mma", tile.kernel, grid, &params) }
+        unsafe { cx.launch("linear_mma", if self.f16 { tile.f16_kernel } else { tile.kernel }, grid, &params) }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) enum Layout {
 /// Uploads a weight. Neighbouring parts that end in one dtype become one matrix.
 ///
 /// F32 is rounded to BF16, the dtype of the activations. F16 has three bits more than BF16, and rounding them away takes
-/// results beyond `linear`'s tolerance: it stays, and takes the kernels for every shape, which are slower.
+/// results beyond `linear`'s tolerance: it stays.
 ///
 /// # Errors
 /// [`ferrum_kernels::Error::Unsupported`] when no kernel reads this dtype.
@@ -111,7 +111,7 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
     op.check()?;
     let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
     let fused = match &weight.parts[..] {
-        [Part { layout: Layout::Dense { dtype: DType::BF16, .. }, .. }] => dense::fuses(cx, op)?,
+        [Part { layout: Layout::Dense { dtype, .. }, .. }] => dense::fuses(cx, op, *dtype)?,
         [Part { layout: Layout::Packed(packed), .. }] => packed.fuses(cx, op),
         parts if packed::fuses_parts(cx, op, parts) => return packed::linear_parts(cx, op, parts),
         _ => op.norm.is_none() && !matches!(op.epilogue, Epilogue::ActMul { .. }),
@@ -126,8 +126,7 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
         let bias = op.bias.map(|b| b.narrow(0, part.first_row, part.rows));
         let op = Linear { bias: bias.as_ref(), out: &out, ..*op };
         match &part.layout {
-            Layout::Dense { dtype: DType::BF16, data } => dense::linear(cx, &op, data, part.rows)?,
-            Layout::Dense { dtype, data } => naive::linear(cx, &op, (*dtype, data))?,
+            Layout::Dense { dtype, data } => dense::linear(cx, &op, (*dtype, data), part.rows)?,
             Layout::Packed(packed) => packed.linear(cx, &op)?,
         }
     }

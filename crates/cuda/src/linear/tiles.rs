@@ -39,6 +39,7 @@ pub(super) fn is_for_lt(shape: &Shape) -> bool {
 pub(super) struct StreamTile {
     pub kernel: &'static str,
     pub norm_kernel: &'static str,
+    pub f16_kernel: &'static str,
     /// Tokens / 8
     token_tiles: usize,
     /// Weight rows of a stage / 8
@@ -68,6 +69,7 @@ pub(super) struct WgmmaTile {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MmaTile {
     pub kernel: &'static str,
+    pub f16_kernel: &'static str,
     pub tokens: usize,
     rows: usize,
 }
@@ -77,6 +79,7 @@ macro_rules! stream_tiles {
         [$(StreamTile {
             kernel: concat!("linear_stream_t", $t, "_u", $u, "_c", $c),
             norm_kernel: concat!("linear_stream_t", $t, "_u", $u, "_c", $c, "_norm"),
+            f16_kernel: concat!("linear_stream_t", $t, "_u", $u, "_c", $c, "_f16"),
             token_tiles: $t,
             units: $u,
             chunks: $c,
@@ -97,6 +100,17 @@ macro_rules! wgmma_tiles {
             cr: $cr,
             sk: $sk,
             stages: $s,
+        }),*]
+    };
+}
+
+macro_rules! mma_tiles {
+    ($(($t:literal, $n:literal)),* $(,)?) => {
+        [$(MmaTile {
+            kernel: concat!("linear_mma_", $t, "x", $n),
+            f16_kernel: concat!("linear_mma_", $t, "x", $n, "_f16"),
+            tokens: $t,
+            rows: $n,
         }),*]
     };
 }
@@ -126,11 +140,7 @@ static WGMMA: [WgmmaTile; 19] = wgmma_tiles![
     (128, 256, 2, 1, 1, 1, 4),
 ];
 
-static MMA: [MmaTile; 3] = [
-    MmaTile { kernel: "linear_mma_16x64", tokens: 16, rows: 64 },
-    MmaTile { kernel: "linear_mma_32x128", tokens: 32, rows: 128 },
-    MmaTile { kernel: "linear_mma_64x128", tokens: 64, rows: 128 },
-];
+static MMA: [MmaTile; 3] = mma_tiles![(16, 64), (32, 128), (64, 128)];
 
 /// The instance for at most [`STREAM_TOKENS`] tokens: the slab that a CTA's share of the rows fills best.
 pub(super) fn stream(shape: &Shape, sms: usize) -> &'static StreamTile {

@@ -134,7 +134,7 @@ pub(super) fn cases() -> Vec<Case> {
         }
     }
     // Shapes where full tiles, row tails and token tails of blocked kernels all occur.
-    for dtype in [DType::F32, DType::BF16, DType::Q4_K, DType::Q8_0, DType::Q4_0] {
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::Q4_K, DType::Q8_0, DType::Q4_0] {
         cases.push(case(format!("{dtype} m=130 n=200 k=1280"), 130, &[(200, dtype)], 1280, true));
     }
     // More tokens than kernels for batches take.
