@@ -7,8 +7,6 @@ pub(super) const STREAM_TOKENS: usize = 16;
 const OWN_TOKENS: usize = 127;
 const OWN_TOKENS_SMALL: usize = 256;
 const SMALL_WEIGHT: usize = 8 << 20;
-/// Up to here gated products are one kernel where there is no wgmma.
-pub(super) const GATED_TOKENS: usize = 512;
 
 /// A product as the choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
