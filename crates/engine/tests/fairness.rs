@@ -28,9 +28,13 @@ fn submit(scheduler: &mut Scheduler, user: u64, priority: i32, length: usize) ->
 
 fn submit_of(scheduler: &mut Scheduler, user: UserId, priority: i32, length: usize) -> RequestId {
     let number = scheduler.counts().computed_tokens as u32 + scheduler.waiting() as u32;
+    submit_prompt(scheduler, user, priority, (0..length as u32).map(|i| number * 64 + i).collect())
+}
+
+fn submit_prompt(scheduler: &mut Scheduler, user: UserId, priority: i32, prompt: Vec<u32>) -> RequestId {
     let sequence = NewSequence {
         reuses: true,
-        prompt: (0..length as u32).map(|i| number * 64 + i).collect(),
+        prompt,
         max_tokens: ANSWER,
         stop_tokens: Vec::new(),
         priority,
@@ -104,6 +108,25 @@ fn accounts_are_served_alike_however_many_users_they_have() {
     let (together, least, most) = (ended.values().sum::<usize>(), ended.values().min().unwrap(), ended.values().max().unwrap());
     assert!(alone.abs_diff(together) <= 2 * MAX_SEQS, "{alone} requests of the one, {together} of the others");
     assert!(ended.len() == 20 && most - least <= MAX_SEQS, "{ended:?}");
+}
+
+/// A user whose prompts the cache has gets as many tokens computed as another, and so more answers.
+#[test]
+fn text_from_the_cache_is_not_charged() {
+    const LONG: usize = 2 * PROMPT;
+    let mut scheduler = scheduler(200);
+    for _ in 0..400 {
+        submit_prompt(&mut scheduler, UserId { account: 0, user: 1 }, 0, (0..LONG as u32).collect());
+        submit(&mut scheduler, 2, 0, LONG);
+    }
+    let mut ended = [0; 3];
+    while ended[1] < 300 {
+        step(&mut scheduler).iter().filter(|o| o.finished.is_some()).for_each(|o| ended[o.tag] += 1);
+    }
+    // 40 tokens of a prompt and 15 of an answer, these counted twice; of the prompt in the cache at most a block is computed.
+    let ratio = f64::from(ended[1]) / f64::from(ended[2]);
+    let (least, most) = ((LONG + 2 * ANSWER) as f64 / (4 + 2 * ANSWER) as f64, (LONG + 2 * ANSWER) as f64 / (2 * ANSWER) as f64);
+    assert!((0.95 * least..1.05 * most).contains(&ratio), "{ended:?}: {ratio}, not {least} to {most}");
 }
 
 proptest! {

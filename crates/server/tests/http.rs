@@ -334,6 +334,29 @@ async fn work_is_limited_per_key_and_questions_about_the_server_are_not() {
     }
 }
 
+/// What the cache had is not computed, and not counted.
+#[tokio::test]
+async fn what_the_cache_has_is_no_work_of_a_key() {
+    let limits = KeyLimits { tokens_per_minute: Some(300), ..KeyLimits::default() };
+    let (app, router) = server(Keys::new(vec!["a".into()], limits).unwrap());
+    load(&app);
+    let ids: Vec<u32> = (0..200).map(|n| n % 90 + 5).collect();
+    let body = json!({"prompt": ids, "max_tokens": 1});
+    let mut left = Vec::new();
+    for turn in 0..4 {
+        let request = Request::builder().method("POST").uri("/v1/completions").header("x-api-key", "a");
+        let response = router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        left.push(response.headers()["x-ratelimit-remaining-tokens"].to_str().unwrap().parse::<u32>().unwrap());
+        let answer = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        assert_eq!(cached > 150, turn > 0, "{answer}");
+    }
+    // Behind the first answer 201 tokens fewer, behind the others a few each; five a second come back.
+    assert!(left[3] > 40 && left[3] < 250, "{left:?}");
+}
+
 /// The events of `/v1/kv_events` that come within 300 ms.
 async fn kv_events(body: &mut axum::body::BodyDataStream) -> Vec<(String, Value)> {
     let mut text = String::new();

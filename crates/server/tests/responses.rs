@@ -3,7 +3,7 @@
 mod common;
 
 use axum::http::StatusCode;
-use common::{calling, post, send, with};
+use common::{calling, get, post, send, with};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -57,6 +57,19 @@ async fn a_stream_ends_with_the_whole_response() {
     }
 }
 
+/// Routers ask for it on their own, so it is no error; and what is not done is not said to have been.
+#[tokio::test]
+async fn nothing_is_stored_whoever_asks_for_it() {
+    let router = calling();
+    for more in [json!({}), json!({"store": true}), json!({"store": false}), json!({"store": null})] {
+        let body = with(json!({"model": "tiny", "input": "a", "max_output_tokens": 2}), more);
+        let (code, response) = post(&router, "/v1/responses", body.clone()).await;
+        assert_eq!((code, &response["store"]), (StatusCode::OK, &json!(false)), "{body}: {response}");
+        let (code, _) = get(&router, &format!("/v1/responses/{}", response["id"].as_str().unwrap())).await;
+        assert_eq!(code, StatusCode::NOT_FOUND);
+    }
+}
+
 #[tokio::test]
 async fn conversations_go_on_without_state() {
     let router = calling();
@@ -80,7 +93,8 @@ async fn conversations_go_on_without_state() {
 
     for (more, param) in [
         (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
-        (json!({"store": true}), "store"),
+        (json!({"store": "yes"}), "store"),
+        (json!({"input": [{"type": "item_reference", "id": "msg_1"}]}), "input[0].type"),
         (json!({"background": true}), "background"),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"input": [{"type": "image"}]}), "input[0].type"),

@@ -227,7 +227,7 @@ pub static RESPONSE: Request = Request {
             Field("text", Schema("ResponseText"), "Make the answer JSON"),
             Field("metadata", Object, "Is part of the response"),
             TEMPLATE_ARGUMENTS,
-            Field("store", False, ""),
+            Field("store", Boolean, "Nothing is stored, whatever this says, and the response has `store: false`"),
             Field("truncation", OneOf(&["disabled"]), ""),
             Field("previous_response_id", Refused, ""),
             Field("conversation", Refused, ""),

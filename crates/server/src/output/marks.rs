@@ -1,5 +1,7 @@
 //! Marks in text that arrives in pieces.
 
+use std::cmp::Reverse;
+
 /// Where the first mark is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
@@ -13,10 +15,14 @@ pub enum Found<'a> {
     },
 }
 
-/// Looks for the first of `marks` in `text`.
+/// Looks for the first of `marks` in `text`. Of two that begin alike it is the longer one, so the shorter waits for what comes.
 pub fn find<'a>(text: &str, marks: &[&'a str]) -> Found<'a> {
-    let first = marks.iter().filter_map(|mark| Some((text.find(mark)?, *mark))).min_by_key(|(start, _)| *start);
+    let first = marks.iter().filter_map(|mark| Some((text.find(mark)?, *mark))).min_by_key(|(start, mark)| (*start, Reverse(mark.len())));
     if let Some((start, mark)) = first {
+        let may_be = |longer: &&str| longer.len() > text.len() - start && longer.starts_with(&text[start..]);
+        if marks.iter().any(may_be) {
+            return Found::None { certain: start };
+        }
         return Found::Mark { start, mark };
     }
     let held = marks.iter().map(|mark| beginning_at_end(text, mark)).max().unwrap_or(0);

@@ -27,8 +27,8 @@ pub enum Delta {
     },
 }
 
-/// Marks around reasoning text.
-const REASONING: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
+/// Marks around reasoning text, which is what they are at the start of an answer alone.
+pub const REASONING: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
 /// Ends a block of code.
 const FENCE: &str = "```";
 /// Longest text of a tool call; more is content.
@@ -43,15 +43,18 @@ pub fn open_reasoning(prompt_end: &str) -> Option<&'static str> {
 #[derive(Debug)]
 pub struct OutputParser {
     tools: Option<ToolFormat>,
-    reasoning: bool,
+    /// Whether reasoning is told apart from the text, with its marks; no call is looked for in it
+    split_reasoning: bool,
     state: State,
     /// Text that cannot be told apart yet
     held: String,
     /// What was taken for the opening of calls; text to show if no call comes
     opening: String,
     calls: usize,
-    /// Whether anything but white space was shown
+    /// Whether anything but white space was shown, beside reasoning
     shown: bool,
+    /// Whether reasoning was shown as text: white space behind it is part of the text
+    thought: bool,
     /// Calls that are reported; more are left out
     most_calls: usize,
 }
@@ -72,16 +75,16 @@ enum State {
 impl OutputParser {
     /// `tools`: look for calls of this form. `prompt_end`: the end of the rendered prompt, which may have opened the reasoning.
     pub fn new(tools: Option<ToolFormat>, split_reasoning: bool, prompt_end: &str) -> Self {
-        let open = open_reasoning(prompt_end).filter(|_| split_reasoning);
-        let state = open.map_or(State::Content, State::Reasoning);
+        let state = open_reasoning(prompt_end).map_or(State::Content, State::Reasoning);
         Self {
             tools,
-            reasoning: split_reasoning,
+            split_reasoning,
             state,
             held: String::new(),
             opening: String::new(),
             calls: 0,
             shown: false,
+            thought: false,
             most_calls: usize::MAX,
         }
     }
@@ -112,8 +115,7 @@ impl OutputParser {
         match std::mem::replace(&mut self.state, State::Content) {
             State::Content | State::Calls { some: true } => self.show_held(&mut deltas),
             State::Calls { some: false } => self.no_call(self.held.len(), &mut deltas),
-            State::Reasoning(_) if self.held.is_empty() => {}
-            State::Reasoning(_) => deltas.push(Delta::Reasoning(std::mem::take(&mut self.held))),
+            State::Reasoning(_) => self.reason(self.held.len(), 0, &mut deltas),
             State::Call(mut call) => {
                 self.call_deltas(&mut call, &mut deltas);
                 if !call.started() {
@@ -138,7 +140,7 @@ impl OutputParser {
     fn content(&mut self, deltas: &mut Vec<Delta>) -> bool {
         let anywhere = self.tools.map_or(&[][..], ToolFormat::openings);
         let at_start = self.tools.filter(|_| !self.shown).map_or(&[][..], ToolFormat::openings_at_start);
-        let reasoning = REASONING.iter().filter(|_| self.reasoning && !self.shown && self.calls == 0).map(|m| m.0);
+        let reasoning = REASONING.iter().filter(|_| !self.shown && self.calls == 0).map(|m| m.0);
         // The closing mark of a call comes behind its object, and may come late.
         let closing = self.tools.and_then(ToolFormat::closing).filter(|_| self.calls > 0);
         let marks: Vec<&str> = reasoning.chain(anywhere.iter().chain(at_start).copied()).chain(closing).collect();
@@ -168,7 +170,14 @@ impl OutputParser {
                     return true;
                 }
                 self.state = match self.tools.filter(|_| anywhere.contains(&mark)) {
-                    None => State::Reasoning(REASONING.iter().find(|m| m.0 == mark).map_or("", |m| m.1)),
+                    None => {
+                        if !self.split_reasoning {
+                            let text = if self.thought { &opening } else { opening.trim_start() };
+                            deltas.push(Delta::Content(text.to_owned()));
+                            self.thought = true;
+                        }
+                        State::Reasoning(REASONING.iter().find(|m| m.0 == mark).map_or("", |m| m.1))
+                    }
                     Some(tools) => {
                         self.opening = opening;
                         if tools.is_list() { State::Calls { some: false } } else { self.begin_call() }
@@ -182,23 +191,27 @@ impl OutputParser {
     fn reasoning(&mut self, closing: &'static str, deltas: &mut Vec<Delta>) -> bool {
         match find(&self.held, &[closing]) {
             Found::Mark { start, .. } => {
-                let text = self.held[..start].to_owned();
-                self.held.drain(..start + closing.len());
-                if !text.is_empty() {
-                    deltas.push(Delta::Reasoning(text));
-                }
+                self.reason(start, closing.len(), deltas);
                 self.state = State::Content;
                 true
             }
             Found::None { certain } => {
-                let rest = self.held.split_off(certain);
-                let text = std::mem::replace(&mut self.held, rest);
-                if !text.is_empty() {
-                    deltas.push(Delta::Reasoning(text));
-                }
+                self.reason(certain, 0, deltas);
                 self.state = State::Reasoning(closing);
                 false
             }
+        }
+    }
+
+    /// Shows `len` bytes of reasoning and takes the `mark_len` bytes of the mark behind them.
+    fn reason(&mut self, len: usize, mark_len: usize, deltas: &mut Vec<Delta>) {
+        let mut text: String = self.held.drain(..len + mark_len).collect();
+        if self.split_reasoning {
+            text.truncate(len);
+        }
+        self.thought |= !self.split_reasoning;
+        if !text.is_empty() {
+            deltas.push(if self.split_reasoning { Delta::Reasoning(text) } else { Delta::Content(text) });
         }
     }
 
@@ -296,11 +309,12 @@ impl OutputParser {
 
     fn show(&mut self, text: String, deltas: &mut Vec<Delta>) {
         // White space before the first word, and around calls, is layout.
-        let text = if self.shown { text } else { text.trim_start().to_owned() };
-        if text.is_empty() || self.calls > 0 && text.trim().is_empty() {
+        let text = if self.shown || self.thought { text } else { text.trim_start().to_owned() };
+        let is_blank = text.trim().is_empty();
+        if text.is_empty() || self.calls > 0 && is_blank {
             return;
         }
-        self.shown = true;
+        self.shown |= !is_blank;
         deltas.push(Delta::Content(text));
     }
 }

@@ -2,7 +2,10 @@ use super::*;
 
 /// Everything an answer becomes, with neighbouring deltas of one kind joined.
 fn parse(tools: Option<ToolFormat>, prompt_end: &str, pieces: &[&str]) -> Vec<Delta> {
-    let mut parser = OutputParser::new(tools, true, prompt_end);
+    read(OutputParser::new(tools, true, prompt_end), pieces)
+}
+
+fn read(mut parser: OutputParser, pieces: &[&str]) -> Vec<Delta> {
     let mut deltas: Vec<Delta> = pieces.iter().flat_map(|p| parser.push(p)).collect();
     deltas.extend(parser.finish());
     let mut joined: Vec<Delta> = Vec::new();
@@ -47,6 +50,37 @@ fn reasoning_is_split_off() {
     check(None, "<|im_start|>assistant\n<think>\n", "\nhm\n</think>\n\nYes.", &want);
     check(None, "", "[THINK]\nhm\n[/THINK]Yes.", &want);
     check(None, "", "<think>cut off", &[Delta::Reasoning("cut off".into())]);
+}
+
+#[test]
+fn reasoning_that_stays_in_the_text_has_no_calls_either() {
+    let call_text = "{\"name\": \"a\", \"parameters\": {}}";
+    for (prompt_end, thought) in
+        [("", "<think>\nI call ```json\n{\"name\": \"b\", \"parameters\": {}}\n``` </think>"), ("<think>", "hm</think>")]
+    {
+        for (rest, want) in [
+            ("\n\nYes.", vec![content(&format!("{thought}\n\nYes."))]),
+            (call_text, [&[content(thought)][..], &call(0, "a", "{}")].concat()),
+        ] {
+            let text = format!("{thought}{rest}");
+            for tools in [ToolFormat::Llama3, ToolFormat::Json] {
+                let parser = || OutputParser::new(Some(tools), false, prompt_end);
+                assert_eq!(read(parser(), &[&text]), want, "{text}");
+                let letters: Vec<String> = text.chars().map(String::from).collect();
+                assert_eq!(read(parser(), &letters.iter().map(String::as_str).collect::<Vec<_>>()), want, "{text} by letters");
+            }
+        }
+    }
+    // Where nothing is looked for, it is all text.
+    let text = "<think>\na</think>\n \n";
+    assert_eq!(read(OutputParser::new(None, false, ""), &[text]), [content(text)]);
+}
+
+#[test]
+fn a_mark_waits_for_a_longer_one() {
+    let want = [&[Delta::Reasoning("hm".into())][..], &call(0, "a", "{}")].concat();
+    check(Some(ToolFormat::Json), "", "[THINK]hm[/THINK][{\"name\": \"a\", \"parameters\": {}}]", &want);
+    check(Some(ToolFormat::Json), "", "[THIN", &[content("[THIN")]);
 }
 
 #[test]
@@ -161,7 +195,7 @@ fn a_call_behind_what_is_none_is_found() {
 /// Whatever a model writes: no panic, the same at every way to cut it, and FunctionGemma's arguments are JSON when their call ends.
 #[test]
 fn hostile_text_is_read_the_same_however_it_is_cut() {
-    const PARTS: [&str; 30] = [
+    const PARTS: [&str; 32] = [
         "<tool_call>",
         "</tool_call>",
         "[TOOL_CALLS]",
@@ -185,6 +219,8 @@ fn hostile_text_is_read_the_same_however_it_is_cut() {
         "\"parameters\": {",
         "<think>",
         "</think>",
+        "[THINK]",
+        "[/THINK]",
         " ",
         "\n",
         "é",

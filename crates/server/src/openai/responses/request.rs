@@ -101,6 +101,10 @@ fn read_item(item: Value, path: &str, messages: &mut Vec<Value>) -> Result<()> {
         }
         // Templates leave earlier reasoning out.
         Some("reasoning") => {}
+        Some("item_reference") => {
+            let message = "nothing is stored here, so items must be sent whole; clients do that when they are told `store: false`";
+            return Err(ApiError::invalid(item.name("type"), message));
+        }
         other => {
             return Err(wrong(&item.name("type"), &other.into(), "message, function_call, function_call_output or reasoning"));
         }
