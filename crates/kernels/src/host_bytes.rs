@@ -8,6 +8,11 @@ use std::sync::Arc;
 pub trait Owner: Send + Sync {
     fn bytes(&self) -> &[u8];
 
+    /// Whether the bytes are those of a file, kept in the system's cache, so that holding on to them takes no memory.
+    fn is_file(&self) -> bool {
+        false
+    }
+
     /// The bytes of `range` will hardly be read again: memory that can be filled anew from elsewhere may be given back.
     fn release(&self, _range: Range<usize>) {}
 }
@@ -52,6 +57,11 @@ impl HostBytes {
     /// The bytes themselves.
     pub fn as_slice(&self) -> &[u8] {
         &self.owner.bytes()[self.start..self.start + self.len]
+    }
+
+    /// Whether they are the bytes of a file, so that holding on to them takes no memory.
+    pub fn is_of_file(&self) -> bool {
+        self.owner.is_file()
     }
 
     /// Tells the owner that the part `range` will hardly be read again. It can be, at the price of fetching it.

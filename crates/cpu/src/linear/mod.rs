@@ -1,16 +1,21 @@
 //! `out = x · wᵀ + bias`.
 //!
 //! Float weights are read where they lie: in the file's mapping. Packed ones that meet 8-bit activations are rearranged
-//! into [`panels::Panels`] once, at load; otherwise they too stay where they are.
+//! into [`panels::Panels`]: at load when they lie in memory of ours, and when they lie in a file bit by bit as they are used;
+//! otherwise they too stay where they are.
 
 #[cfg(target_arch = "x86_64")]
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod pace;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "x86_64")]
+use std::time::Instant;
 use std::{any::Any, sync::Arc};
 
 use ferrum_kernels::{
@@ -124,6 +129,8 @@ pub(crate) struct Scratch {
     /// Of the weights
     #[cfg(target_arch = "x86_64")]
     arena: Arena,
+    #[cfg(target_arch = "x86_64")]
+    pace: pace::Pace,
 }
 
 impl Scratch {
@@ -136,6 +143,8 @@ impl Scratch {
             tiles: vec![x86::Tile::ZERO; workers],
             #[cfg(target_arch = "x86_64")]
             arena: Arena::default(),
+            #[cfg(target_arch = "x86_64")]
+            pace: pace::Pace::default(),
         }
     }
 
@@ -190,8 +199,14 @@ fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, dtype: DType, rows: u
         return Ok((Rows::AsStored(data.clone()), 0));
     }
     let lanes = x86::lanes(how.simd);
-    let panels = panels::Panels::new(pool, &mut scratch.arena, lanes, dtype, rows, data)?;
-    let bytes = panels.panel_bytes() * rows.div_ceil(lanes);
+    let panels = panels::Panels::new(lanes, dtype, rows, data);
+    if data.is_of_file() {
+        scratch.pace.waiting += 1;
+    }
+    while !data.is_of_file() && panels.is_waiting() {
+        panels.arrange(pool, &mut scratch.arena)?;
+    }
+    let bytes = panels.bytes();
     Ok((Rows::Panels(panels), bytes))
 }
 
@@ -223,13 +238,39 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     let job = |part| Job { part, cols: weight.cols, x, bias, add, out };
     #[cfg(target_arch = "x86_64")]
     if how.simd != Simd::Portable {
+        arrange(pool, scratch, weight, x.shape[0]);
+        let started = (scratch.pace.waiting > 0).then(Instant::now);
         let panels = weight.parts.iter().any(|p| matches!(p.data, Rows::Panels(_)));
         let acts = if panels { quantize(pool, &mut scratch.activations, x) } else { scratch.activations.rows(0, 0) };
         x86::run(how.simd, pool, &mut scratch.tiles, &acts, weight, &job);
+        if let Some(started) = started {
+            scratch.pace.earn(started.elapsed().as_secs_f64(), x.shape[0]);
+        }
         return Ok(());
     }
     weight.parts.iter().for_each(|part| portable::run(pool, &mut scratch.rows, &job(part)));
     Ok(())
+}
+
+/// Gives panels to a weight as long as there is time, beginning with its second product: the first token does not wait for any.
+/// Where there is no memory for them, products go on without.
+#[cfg(target_arch = "x86_64")]
+fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize) {
+    for part in &weight.parts {
+        let Rows::Panels(panels) = &part.data else { continue };
+        if !panels.use_again() {
+            continue;
+        }
+        while panels.is_waiting() && scratch.pace.may_spend(tokens) {
+            let started = Instant::now();
+            let done = panels.arrange(pool, &mut scratch.arena).is_ok();
+            scratch.pace.spend(started.elapsed().as_secs_f64(), tokens);
+            if !done {
+                return;
+            }
+            scratch.pace.waiting -= usize::from(!panels.is_waiting());
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

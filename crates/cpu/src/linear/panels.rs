@@ -7,11 +7,22 @@
 //!
 //! Q3_K, Q4_K, Q5_K and IQ4_XS hold their 6-bit scales as bytes here, which is 1 to 4 % more memory; the others take the
 //! bytes of the file. Rows beyond the last are zero.
+//!
+//! Fresh memory is slow to come by, up to a hundred times slower than reading a file that is in the system's cache. So the
+//! first products take the rows from where they lie and rearrange a piece of a panel at a time, in a buffer in the L1 cache;
+//! panels in memory follow bit by bit, as [`super::pace`] has time for them.
 
-use std::{arch::x86_64::*, ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use ferrum_kernels::{DType, HostBytes, Result, quant};
 
+use super::x86;
 use crate::{
     pool::Pool,
     storage::{Arena, CpuStorage},
@@ -24,8 +35,8 @@ pub(super) struct Shape {
     pub bytes: usize,
     pub words: usize,
     /// Words that are other than in the block: those before the ones that lie in it from `from` on
-    bits: usize,
-    from: usize,
+    pub bits: usize,
+    pub from: usize,
 }
 
 impl Shape {
@@ -68,49 +79,129 @@ impl Shape {
 /// A matrix of one dtype.
 #[derive(Debug)]
 pub(super) struct Panels {
-    storage: Arc<CpuStorage>,
-    start: usize,
+    /// As in the file
+    stored: HostBytes,
+    /// Of a row
+    row_bytes: usize,
+    rows: usize,
+    /// How many panels are in memory: the first ones. Changes between operations only.
+    arranged: AtomicUsize,
+    /// Whether a product has taken it
+    used: AtomicBool,
+    /// Where the panels are, once there are any: memory that goes to weights in the order in which it is filled lies in the
+    /// fewest pages.
+    room: OnceLock<(Arc<CpuStorage>, usize)>,
     dtype: DType,
     lanes: usize,
     /// Blocks of a row
     blocks: usize,
 }
 
+/// How much of a matrix is rearranged at a time: enough to keep some threads at work, little enough to stop in time.
+const PIECE_BYTES: usize = 4 << 20;
+
 impl Panels {
-    /// Rearranges `rows` rows of whole blocks; `data` holds exactly these and is released.
+    /// `rows` rows of whole blocks; `data` holds exactly these.
+    pub fn new(lanes: usize, dtype: DType, rows: usize, data: &HostBytes) -> Self {
+        let row_bytes = data.len() / rows.max(1);
+        let blocks = row_bytes / dtype.block_bytes();
+        let (arranged, used, room) = (AtomicUsize::new(0), AtomicBool::new(false), OnceLock::new());
+        Self { stored: data.clone(), row_bytes, rows, arranged, used, room, dtype, lanes, blocks }
+    }
+
+    /// Rearranges the next panels and releases their rows.
     ///
     /// # Errors
     /// When memory is short.
-    pub fn new(pool: &Pool, arena: &mut Arena, lanes: usize, dtype: DType, rows: usize, data: &HostBytes) -> Result<Self> {
-        let row_bytes = data.len() / rows.max(1);
-        let blocks = row_bytes / dtype.block_bytes();
-        let count = rows.div_ceil(lanes);
-        let (storage, start) = arena.take(count * lanes * blocks * Shape::of(dtype).block_bytes())?;
-        let panels = Self { storage, start, dtype, lanes, blocks };
-        // Giving pages back interrupts the other threads, so chunks are as large as keeps all threads at work.
-        let chunk = (data.len() / 4).clamp(1 << 17, 1 << 21) / panels.panel_bytes().max(1);
-        pool.chunks(count, chunk, &|_, range| {
-            // SAFETY: the memory was taken for this matrix alone, and each panel belongs to one chunk.
-            let to = unsafe { std::slice::from_raw_parts_mut(panels.panel(range.start), range.len() * panels.panel_bytes()) };
-            let from = range.start * lanes * row_bytes..(range.end * lanes).min(rows) * row_bytes;
-            fill(dtype, lanes, &data[from.clone()], row_bytes, to);
-            data.release(from);
+    pub fn arrange(&self, pool: &Pool, arena: &mut Arena) -> Result<()> {
+        if self.room.get().is_none() {
+            let room = arena.take(self.bytes())?;
+            self.room.get_or_init(|| room);
+        }
+        let first = self.arranged();
+        let end = self.count().min(first + PIECE_BYTES.div_ceil(self.panel_bytes().max(1)));
+        pool.chunks(end - first, (end - first).div_ceil(4 * pool.workers()), &|_, range| {
+            for panel in first + range.start..first + range.end {
+                // SAFETY: all levels with panels include AVX2. The memory was taken for this matrix alone, each panel belongs to
+                // one chunk, and nobody reads those that are not counted as arranged.
+                unsafe { self.fill(panel, 0..self.blocks, self.place(panel).cast_mut()) };
+            }
         });
-        Ok(panels)
+        let row = |panel: usize| (panel * self.lanes).min(self.rows) * self.row_bytes;
+        self.stored.release(row(first)..row(end));
+        self.arranged.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether panels are missing in memory.
+    pub fn is_waiting(&self) -> bool {
+        self.arranged() < self.count()
+    }
+
+    fn count(&self) -> usize {
+        self.rows.div_ceil(self.lanes)
+    }
+
+    /// How many of the panels are in memory.
+    #[inline(always)]
+    pub fn arranged(&self) -> usize {
+        self.arranged.load(Ordering::Acquire)
+    }
+
+    /// Whether a product has taken it before; from now on one has.
+    pub fn use_again(&self) -> bool {
+        self.used.swap(true, Ordering::Relaxed)
+    }
+
+    /// Bytes of all panels.
+    pub fn bytes(&self) -> usize {
+        self.panel_bytes() * self.count()
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.lanes * self.blocks * Shape::of(self.dtype).block_bytes()
+    }
+
+    /// Where a panel has its place in memory.
+    ///
+    /// # Panics
+    /// Before any is arranged.
+    #[inline(always)]
+    fn place(&self, panel: usize) -> *const u8 {
+        let (storage, start) = self.room.get().expect("`arrange` takes the room first");
+        storage.as_ptr().wrapping_add(start + panel * self.panel_bytes())
+    }
+
+    /// Where `panel` begins, of which `blocks` can be read: in memory, or so that they lie in `buffer`.
+    ///
+    /// # Safety
+    /// The processor has AVX2; the panel and the blocks exist; `buffer` has room for as many of [`Shape::block_bytes`] for each lane,
+    /// and the caller alone uses it.
+    #[inline(always)]
+    pub unsafe fn panel(&self, panel: usize, blocks: Range<usize>, buffer: *mut u8) -> *const u8 {
+        if panel < self.arranged() {
+            return self.place(panel);
+        }
+        let before = blocks.start * self.lanes * Shape::of(self.dtype).block_bytes();
+        // SAFETY: promised by the caller.
+        unsafe { self.fill(panel, blocks, buffer) };
+        buffer.cast_const().wrapping_sub(before)
+    }
+
+    /// Rearranges `blocks` of a panel.
+    ///
+    /// # Safety
+    /// As [`Panels::panel`].
+    unsafe fn fill(&self, panel: usize, blocks: Range<usize>, to: *mut u8) {
+        let first = panel * self.lanes;
+        let rows = x86::StoredRows { data: &self.stored[first * self.row_bytes..], row_bytes: self.row_bytes, count: self.rows - first };
+        // SAFETY: promised by the caller; the stored rows have these blocks.
+        unsafe { x86::fill_panel(self.dtype, self.lanes, &rows, blocks, to) };
     }
 
     /// Rows of a panel.
     pub fn lanes(&self) -> usize {
         self.lanes
-    }
-
-    pub fn panel_bytes(&self) -> usize {
-        self.lanes * self.blocks * Shape::of(self.dtype).block_bytes()
-    }
-
-    /// The first byte of a panel.
-    pub fn panel(&self, panel: usize) -> *mut u8 {
-        self.storage.as_ptr().wrapping_add(self.start + panel * self.panel_bytes())
     }
 
     /// Writes the elements of a row in F32.
@@ -119,8 +210,12 @@ impl Panels {
     /// When `out` is not as long as a row.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let lane = row % self.lanes;
+        if row / self.lanes >= self.arranged() {
+            let packed = &self.stored[row * self.row_bytes..][..self.row_bytes];
+            return quant::dequantize(self.dtype, packed, out).expect("prepare checked dtype and row length");
+        }
         // SAFETY: the panel lies in the memory that was taken for this matrix, which nobody writes any more.
-        let panel = unsafe { std::slice::from_raw_parts(self.panel(row / self.lanes), self.panel_bytes()) };
+        let panel = unsafe { std::slice::from_raw_parts(self.place(row / self.lanes), self.panel_bytes()) };
         let shape = Shape::of(self.dtype);
         let first_word = shape.offsets(self.lanes).1 + 4 * shape.bits * self.lanes;
         let (mut fields, mut block) = (Fields::default(), [0; 210]);
@@ -141,25 +236,11 @@ impl Panels {
 struct Fields {
     halves: [u16; 2],
     bytes: [u8; 16],
-    /// Of Q5_0 and Q5_1; written in the order of the file, read in that of the panel
+    /// Of Q5_0 and Q5_1, in the order of the panel
     bits: u32,
 }
 
 impl Fields {
-    #[inline(always)]
-    fn write(&self, shape: Shape, lanes: usize, lane: usize, panel: &mut [u8]) {
-        let (bytes, words) = shape.offsets(lanes);
-        for (half, to) in self.halves[..shape.halves].iter().zip(panel[2 * lane..].chunks_mut(2 * lanes)) {
-            to[..2].copy_from_slice(&half.to_le_bytes());
-        }
-        for (&byte, to) in self.bytes[..shape.bytes].iter().zip(panel[bytes + lane..].chunks_mut(lanes)) {
-            to[0] = byte;
-        }
-        if shape.bits == 1 {
-            panel[words + 4 * lane..][..4].copy_from_slice(&self.bits.to_le_bytes());
-        }
-    }
-
     fn read(&mut self, shape: Shape, lanes: usize, lane: usize, panel: &[u8]) {
         let (bytes, words) = shape.offsets(lanes);
         for (n, half) in self.halves[..shape.halves].iter_mut().enumerate() {
@@ -174,137 +255,7 @@ impl Fields {
     }
 }
 
-/// Fills whole panels from rows, of which the last panel may have fewer.
-fn fill(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
-    // One copy per dtype and width, so that the loops over fields have constant lengths.
-    macro_rules! each {
-        ($($dtype:ident)*) => {
-            match (dtype, lanes) {
-                $((DType::$dtype, 16) => fill_panels(DType::$dtype, 16, rows, row_bytes, panels),
-                  (DType::$dtype, 8) => fill_panels(DType::$dtype, 8, rows, row_bytes, panels),)*
-                _ => unreachable!("no kernel has panels of {lanes} {dtype} rows"),
-            }
-        };
-    }
-    each!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS);
-}
-
-#[inline(always)]
-fn fill_panels(dtype: DType, lanes: usize, rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
-    let (shape, block_bytes) = (Shape::of(dtype), dtype.block_bytes());
-    let first_word = shape.offsets(lanes).1 + 4 * shape.bits * lanes;
-    let mut fields = Fields::default();
-    for (start, panel) in
-        (0..).step_by(lanes * row_bytes).zip(panels.chunks_exact_mut(lanes * row_bytes / block_bytes * shape.block_bytes()))
-    {
-        let (rows, after) = rows[start..].split_at(rows[start..].len().min(lanes * row_bytes));
-        for (n, to) in panel.chunks_exact_mut(lanes * shape.block_bytes()).enumerate() {
-            // The next rows come in while these are rearranged: as many streams as lanes are more than the prefetcher follows.
-            after.chunks(64).skip(n * lanes * block_bytes / 64).take((lanes * block_bytes).div_ceil(64)).for_each(prefetch);
-            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                split(dtype, &row[n * block_bytes..][..block_bytes], &mut fields);
-                fields.write(shape, lanes, lane, to);
-            }
-            if shape.bits == 1 {
-                for bits in to[shape.offsets(lanes).1..first_word].as_chunks_mut::<4>().0 {
-                    *bits = bits_by_step(u32::from_le_bytes(*bits)).to_le_bytes();
-                }
-            }
-            let words = &mut to[first_word..];
-            let from = n * block_bytes + shape.from;
-            for (four, rows) in rows.chunks(4 * row_bytes).enumerate() {
-                let row = |r: usize| &rows[r * row_bytes + from..][..4 * (shape.words - shape.bits)];
-                if rows.len() == 4 * row_bytes {
-                    fill_words_of_four([row(0), row(1), row(2), row(3)], lanes, &mut words[16 * four..]);
-                } else {
-                    for r in 0..rows.len() / row_bytes {
-                        let lanes_of_row = words[16 * four + 4 * r..].chunks_mut(4 * lanes);
-                        row(r).as_chunks::<4>().0.iter().zip(lanes_of_row).for_each(|(word, to)| to[..4].copy_from_slice(word));
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn prefetch(line: &[u8]) {
-    // SAFETY: SSE is part of x86-64, for which alone there are panels, and a prefetch reads nothing.
-    unsafe { _mm_prefetch::<{ _MM_HINT_T0 }>(line.as_ptr().cast()) };
-}
-
-/// The words of four rows side by side: word `w` of row `r` goes to `to[4 * (w * lanes + r)..]`. Rows hold a multiple of four words.
-#[inline(always)]
-fn fill_words_of_four(rows: [&[u8]; 4], lanes: usize, to: &mut [u8]) {
-    let steps = rows[0].len() / 16;
-    assert!(rows.iter().all(|r| r.len() == rows[0].len()) && (steps == 0 || to.len() >= 4 * (4 * steps - 1) * lanes + 16));
-    for step in 0..steps {
-        // SAFETY: SSE2 is part of x86-64. The loads end at byte `16 * steps` of a row, the stores at `16` of the last word's
-        // lanes; the lengths were checked above.
-        unsafe {
-            let [a, b, c, d] = rows.map(|r| _mm_loadu_si128(r.as_ptr().add(16 * step).cast()));
-            let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
-            let (ab_high, cd_high) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
-            let to: *mut u8 = to.as_mut_ptr().add(16 * step * lanes);
-            _mm_storeu_si128(to.cast(), _mm_unpacklo_epi64(ab, cd));
-            _mm_storeu_si128(to.add(4 * lanes).cast(), _mm_unpackhi_epi64(ab, cd));
-            _mm_storeu_si128(to.add(8 * lanes).cast(), _mm_unpacklo_epi64(ab_high, cd_high));
-            _mm_storeu_si128(to.add(12 * lanes).cast(), _mm_unpackhi_epi64(ab_high, cd_high));
-        }
-    }
-}
-
-/// Takes all but the plain words; [`Fields::bits`] stay in the file's order.
-#[inline(always)]
-fn split(dtype: DType, block: &[u8], f: &mut Fields) {
-    let half = |f: &mut Fields, n: usize, at: usize| f.halves[n] = half_at(block, at);
-    if dtype.block_len() == 32 || matches!(dtype, DType::Q4_K | DType::Q5_K | DType::IQ4_XS) {
-        half(f, 0, 0);
-    }
-    match dtype {
-        DType::Q4_1 => half(f, 1, 2),
-        DType::Q5_0 => f.bits = word_at(block, 2),
-        DType::Q5_1 => {
-            half(f, 1, 2);
-            f.bits = word_at(block, 4);
-        }
-        DType::Q2_K => {
-            half(f, 0, 80);
-            half(f, 1, 82);
-            f.bytes.copy_from_slice(&block[..16]);
-        }
-        DType::Q3_K => {
-            half(f, 0, 108);
-            for (j, scale) in f.bytes.iter_mut().enumerate() {
-                let (low, high) = (block[96 + j % 8] >> (4 * (j / 8)) & 15, block[104 + j % 4] >> (2 * (j / 4)) & 3);
-                *scale = (low | high << 4).wrapping_sub(32);
-            }
-        }
-        DType::Q4_K | DType::Q5_K => {
-            half(f, 1, 2);
-            let b = &block[4..16];
-            for j in 0..4 {
-                (f.bytes[j], f.bytes[8 + j]) = (b[j] & 63, b[4 + j] & 63);
-                f.bytes[4 + j] = b[8 + j] & 15 | b[j] >> 6 << 4;
-                f.bytes[12 + j] = b[8 + j] >> 4 | b[4 + j] >> 6 << 4;
-            }
-        }
-        DType::Q6_K => {
-            half(f, 0, 208);
-            f.bytes.copy_from_slice(&block[192..208]);
-        }
-        DType::IQ4_XS => {
-            let high = half_at(block, 2);
-            for j in 0..8 {
-                let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
-                f.bytes[j] = (low | ((high >> (2 * j)) as u8 & 3) << 4).wrapping_sub(32);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// The inverse of [`split`], with the bits in the panel's order; leaves the plain words out.
+/// The block of a row, all but the plain words.
 fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
     let half = |block: &mut [u8], n: usize, at: usize| block[at..at + 2].copy_from_slice(&f.halves[n].to_le_bytes());
     block.fill(0);
@@ -356,22 +307,7 @@ fn join(dtype: DType, f: &Fields, block: &mut [u8]) {
     }
 }
 
-/// The high bits of 32 elements, from bit `4k + j` for element `4k + j` to bit `k` of byte `j`: where step `k` of a dot
-/// product finds those of its four elements at the same place of the four bytes.
-#[inline(always)]
-fn bits_by_step(bits: u32) -> u32 {
-    let mut out = 0;
-    for j in 0..4 {
-        // Bits 0, 4, 8 … come together in the low byte.
-        let mut b = bits >> j & 0x1111_1111;
-        b = (b | b >> 3) & 0x0303_0303;
-        b = (b | b >> 6) & 0x000f_000f;
-        out |= ((b | b >> 12) & 0xff) << (8 * j);
-    }
-    out
-}
-
-/// The inverse of [`bits_by_step`].
+/// The high bits of 32 elements in the order of the file; panels have that of [`x86::bits_by_step`].
 fn bits_by_element(bits: u32) -> u32 {
     (0..32).fold(0, |out, element| out | (bits >> (8 * (element % 4) + element / 4) & 1) << element)
 }
@@ -403,7 +339,8 @@ mod tests {
                         (random >> 24) as u8
                     })
                     .collect();
-                let panels = Panels::new(&pool, &mut Arena::default(), lanes, dtype, rows, &HostBytes::from_vec(data.clone())).unwrap();
+                let panels = Panels::new(lanes, dtype, rows, &HostBytes::from_vec(data.clone()));
+                panels.arrange(&pool, &mut Arena::default()).unwrap();
                 for (n, row) in data.chunks_exact(row_bytes).enumerate() {
                     let (mut want, mut got) = (vec![0.0; 3 * dtype.block_len()], vec![1.0; 3 * dtype.block_len()]);
                     quant::dequantize(dtype, row, &mut want).unwrap();

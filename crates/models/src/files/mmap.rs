@@ -127,6 +127,10 @@ impl Owner for Inner {
         }
     }
 
+    fn is_file(&self) -> bool {
+        matches!(self.data, Data::Mapped { .. })
+    }
+
     /// Takes whole pages out of this process's memory. They stay in the system's cache of the file, from where the next read
     /// brings them back.
     fn release(&self, range: Range<usize>) {

@@ -19,7 +19,7 @@ use super::{
     formats::{Format, Packed},
     lanes::Lanes,
     product::{Factors, Floats, Product},
-    tile::{Place, TILE_BLOCKS, begin, end},
+    tile::{Place, TILE_BLOCKS, Tile, begin, end},
 };
 
 /// How far ahead of its use a panel is fetched, into the second-level cache. Two threads of an Intel Xeon, one token, GB/s of
@@ -31,12 +31,12 @@ const AHEAD_BYTES: usize = 8192;
 ///
 /// # Safety
 /// The processor has AVX2, FMA, F16C and `P`'s level; `panels` are the part's, of `F`'s dtype and `N` lanes; `rows` lie in it and
-/// no other thread writes them to `job.out`; `acts` holds the tokens of `job.x`, each on its own.
+/// no other thread writes them to `job.out`; `acts` holds the tokens of `job.x`, each on its own; the tile is the caller's alone.
 #[inline(always)]
-pub(super) unsafe fn chunk<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
+pub(super) unsafe fn chunk<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>, tile: *mut Tile) {
     let tokens = job.x.shape[0];
     for first in rows.clone().step_by(P::L::N) {
-        let panel = panels.panel(first / P::L::N).cast_const();
+        let panel = Source { panels, panel: first / P::L::N, buffer: Tile::panel(tile) };
         let at = Place { first, count: P::L::N.min(rows.end - first), block: 0, blocks: 0, token: 0, tokens };
         let mut token = 0;
         while token < tokens {
@@ -47,6 +47,14 @@ pub(super) unsafe fn chunk<P: Product, F: Format>(job: &Job, panels: &Panels, ac
             };
         }
     }
+}
+
+/// A panel, in memory or to be filled in.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    panels: &'a Panels,
+    panel: usize,
+    buffer: *mut u8,
 }
 
 /// Tokens as the dot products of a panel see them.
@@ -60,7 +68,7 @@ struct Tokens<const T: usize> {
 #[inline(always)]
 unsafe fn some<P: Product, F: Format, const T: usize>(
     job: &Job,
-    panel: *const u8,
+    panel: Source,
     acts: &ActivationRows,
     at: Place,
     token: usize,
@@ -81,20 +89,23 @@ unsafe fn some<P: Product, F: Format, const T: usize>(
 }
 
 /// Adds the products of a panel to `sums`, in the order of [`super::tile`]: per tile its blocks, then its outliers. One loop runs
-/// up to the end of the next tile that has any: leaving a loop costs a wrong guess of the processor.
+/// up to the end of the next tile that has any: leaving a loop costs a wrong guess of the processor. A panel that is not in memory
+/// comes tile by tile.
 #[inline(always)]
 unsafe fn dots<P: Product, F: Format, const T: usize>(
-    panel: *const u8,
+    source: Source,
     tokens: Tokens<T>,
     blocks: usize,
     mut sums: [Floats<P>; T],
 ) -> [Floats<P>; T] {
+    let in_memory = source.panel < source.panels.arranged();
     let mut first = 0;
     while first < blocks {
-        let mut end = blocks;
+        let mut end = if in_memory { blocks } else { blocks.min(first + TILE_BLOCKS) };
         for t in 0..T {
             end = end.min((*tokens.outliers[t]).next_block(first) / TILE_BLOCKS * TILE_BLOCKS + TILE_BLOCKS);
         }
+        let panel = source.panels.panel(source.panel, first / F::GROUPS..end / F::GROUPS, source.buffer);
         for block in first / F::GROUPS..end / F::GROUPS {
             let packed = Packed::<P::L>::new::<F>(panel, block);
             let by = packed.factors::<F>();

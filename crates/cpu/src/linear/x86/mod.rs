@@ -12,6 +12,7 @@ mod formats;
 mod lanes;
 mod narrow;
 mod product;
+mod repack;
 mod tile;
 mod wide;
 
@@ -29,7 +30,10 @@ use self::{
 use super::{CpuWeight, Job, Part, Rows, activations::ActivationRows, panels::Panels};
 use crate::{features::Simd, pool::Pool};
 
-pub(super) use self::tile::Tile;
+pub(super) use self::{
+    repack::{StoredRows, fill_panel},
+    tile::Tile,
+};
 
 /// From this many tokens on, unpacking a tile costs less than unpacking rows for every four tokens.
 pub(super) const TILED_TOKENS: usize = 5;
@@ -49,6 +53,7 @@ pub(super) fn run<'a>(
     weight: &'a CpuWeight,
     job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
 ) {
+    let memory = Tiles(tiles.as_mut_ptr());
     let by_dots = |part: &Part| part.rows == 0 || part.dtype.is_float() || matches!(part.data, Rows::Panels(_));
     if weight.parts.iter().all(by_dots) && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
         // One launch for all parts, in chunks small enough to share out evenly and large enough to stream.
@@ -56,7 +61,7 @@ pub(super) fn run<'a>(
         let bytes = weight.parts.iter().map(|p| p.row_bytes * lanes).max().unwrap_or(1).max(1);
         let units = weight.parts.iter().map(|p| p.rows.div_ceil(lanes)).sum::<usize>();
         let chunk = units.div_ceil(8 * pool.workers()).max(16 * 1024 / bytes);
-        pool.chunks(units, chunk, &|_, range| {
+        pool.chunks(units, chunk, &|worker, range| {
             let mut first = 0;
             for part in &weight.parts {
                 let count = part.rows.div_ceil(lanes);
@@ -64,9 +69,11 @@ pub(super) fn run<'a>(
                 if start < end {
                     let rows = (start - first) * lanes..((end - first) * lanes).min(part.rows);
                     // SAFETY: `CpuBackend::new` found this level on this processor, and all of them include AVX2, FMA and
-                    // F16C; the kernel is for the part's dtype; chunks are disjoint ranges of rows.
+                    // F16C; the kernel is for the part's dtype; chunks are disjoint ranges of rows; each worker has its own tile.
                     match &part.data {
-                        Rows::Panels(panels) => unsafe { (Kernels::of(simd, part.dtype).dot)(&job(part), panels, acts, rows) },
+                        Rows::Panels(panels) => unsafe {
+                            (Kernels::of(simd, part.dtype).dot)(&job(part), panels, acts, rows, memory.of(worker));
+                        },
                         Rows::AsStored(_) => unsafe { float_dots(part.dtype)(&job(part), rows) },
                     }
                 }
@@ -75,12 +82,11 @@ pub(super) fn run<'a>(
         });
         return;
     }
-    let memory = Tiles(tiles.as_mut_ptr());
     for part in &weight.parts {
         let job = job(part);
         if let Rows::Panels(panels) = &part.data {
             let kernels = Kernels::of(simd, part.dtype).tile;
-            // SAFETY: as above; each worker has its own tile.
+            // SAFETY: as above.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
                 tile::chunk(kernels, &job, panels, acts, range, memory.of(worker));
             });
@@ -167,11 +173,11 @@ impl Kernels {
     }
 }
 
-type Dot = unsafe fn(&Job, &Panels, &ActivationRows, Range<usize>);
+type Dot = unsafe fn(&Job, &Panels, &ActivationRows, Range<usize>, *mut Tile);
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_avx2<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<P, F>(job, panels, acts, rows)
+unsafe fn dot_avx2<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>, tile: *mut Tile) {
+    dot::chunk::<P, F>(job, panels, acts, rows, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -185,8 +191,8 @@ unsafe fn tokens_avx2<P: Product>(job: &Job, acts: &ActivationRows, at: Place, t
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn dot_avxvnni<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<P, F>(job, panels, acts, rows)
+unsafe fn dot_avxvnni<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>, tile: *mut Tile) {
+    dot::chunk::<P, F>(job, panels, acts, rows, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
@@ -200,8 +206,8 @@ unsafe fn tokens_avxvnni<P: Product>(job: &Job, acts: &ActivationRows, at: Place
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn dot_avx512<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>) {
-    dot::chunk::<P, F>(job, panels, acts, rows)
+unsafe fn dot_avx512<P: Product, F: Format>(job: &Job, panels: &Panels, acts: &ActivationRows, rows: Range<usize>, tile: *mut Tile) {
+    dot::chunk::<P, F>(job, panels, acts, rows, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

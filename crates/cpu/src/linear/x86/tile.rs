@@ -16,11 +16,13 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
+use ferrum_kernels::DType;
+
 use super::{
     super::{
         Job, MAX_TOKENS,
         activations::{ActivationRows, Block, GROUP},
-        panels::Panels,
+        panels::{Panels, Shape},
     },
     float::TILE_COLS,
     formats::{Format, Packed},
@@ -49,7 +51,12 @@ pub(crate) struct Tile {
     sums: [f32; MAX_TOKENS * ROWS],
     /// `[8, columns / 8, VECS, N]`, of the F32 kernels
     floats: [f32; VECS * TILE_COLS * 16],
+    /// Of the tile's columns, of one panel that is not in memory
+    panel: [u8; PANEL_BYTES],
 }
+
+/// Q8_0 takes most, and AVX-512 has 16 rows.
+const PANEL_BYTES: usize = Shape::of(DType::Q8_0).block_bytes() * 16 * TILE_BLOCKS;
 
 impl Tile {
     pub const ZERO: Self = Self {
@@ -59,7 +66,13 @@ impl Tile {
         units: [0.0; TILE_BLOCKS * ROWS],
         sums: [0.0; MAX_TOKENS * ROWS],
         floats: [0.0; VECS * TILE_COLS * 16],
+        panel: [0; PANEL_BYTES],
     };
+
+    #[inline(always)]
+    pub(super) unsafe fn panel(tile: *mut Self) -> *mut u8 {
+        (&raw mut (*tile).panel).cast()
+    }
 
     #[inline(always)]
     pub(super) unsafe fn codes<P: Product>(tile: *mut Self, block: usize, step: usize, vec: usize) -> *mut u8 {
@@ -152,8 +165,9 @@ pub(super) struct Place {
 pub(super) unsafe fn unpack<P: Product, F: Format>(panels: &Panels, at: Place, tile: *mut Tile) {
     for vec in 0..P::TILE_VECS {
         let row = if vec * P::L::N < at.count { at.first + vec * P::L::N } else { at.first };
+        let panel = panels.panel(row / P::L::N, at.block / F::GROUPS..(at.block + at.blocks) / F::GROUPS, Tile::panel(tile));
         for block in 0..at.blocks / F::GROUPS {
-            let packed = Packed::<P::L>::new::<F>(panels.panel(row / P::L::N), at.block / F::GROUPS + block);
+            let packed = Packed::<P::L>::new::<F>(panel, at.block / F::GROUPS + block);
             let by = packed.factors::<F>();
             // Each group on its own, so that every shift has a constant count.
             P::spread::<F>(&packed, by, 0, tile, block * F::GROUPS, vec);
