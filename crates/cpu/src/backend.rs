@@ -111,6 +111,11 @@ impl Backend for CpuBackend {
         32
     }
 
+    /// Memory comes in pages of 2 MiB, which the system clears when they are first touched.
+    fn kv_layers_together(&self) -> bool {
+        true
+    }
+
     fn max_step_tokens(&self) -> usize {
         linear::MAX_TOKENS
     }

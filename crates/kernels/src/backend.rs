@@ -90,6 +90,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Tokens per KV-cache block that the attention kernels like best.
     fn kv_block_tokens(&self) -> usize;
 
+    /// Whether block `b` of the KV caches of all layers should lie side by side in one piece of memory. Caches are then strided, and
+    /// a short sequence touches little memory.
+    fn kv_layers_together(&self) -> bool {
+        false
+    }
+
     /// The most tokens one step should compute at once; longer prompts are split.
     fn max_step_tokens(&self) -> usize;
 

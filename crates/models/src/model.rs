@@ -99,7 +99,7 @@ impl Batch {
 /// The block pools of all layers. Block `b` of a sequence is block `b` in every layer.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// Per layer: keys and values, each `[blocks, kv_heads, block_tokens, head_dim]`
+    /// Per layer: keys and values, each `[blocks, kv_heads, block_tokens, head_dim]`, blocks may be strided
     pub layers: Vec<(Tensor, Tensor)>,
     pub blocks: usize,
     pub block_tokens: usize,
@@ -116,8 +116,14 @@ impl KvCache {
     /// # Errors
     /// When memory is short.
     pub fn new(backend: &dyn Backend, info: &ModelInfo, dtype: DType, blocks: usize, block_tokens: usize) -> Result<Self> {
-        let shape = [blocks, info.kv_heads, block_tokens, info.head_dim];
-        let layers = (0..info.layers).map(|_| Ok((backend.zeros(dtype, &shape)?, backend.zeros(dtype, &shape)?))).collect::<Result<_>>()?;
+        let heads = info.kv_heads;
+        let layers = if backend.kv_layers_together() {
+            let all = backend.zeros(dtype, &[blocks, 2 * info.layers * heads, block_tokens, info.head_dim])?;
+            (0..info.layers).map(|n| (all.narrow(1, 2 * n * heads, heads), all.narrow(1, (2 * n + 1) * heads, heads))).collect()
+        } else {
+            let shape = [blocks, heads, block_tokens, info.head_dim];
+            (0..info.layers).map(|_| Ok((backend.zeros(dtype, &shape)?, backend.zeros(dtype, &shape)?))).collect::<Result<_>>()?
+        };
         Ok(Self { layers, blocks, block_tokens })
     }
 }

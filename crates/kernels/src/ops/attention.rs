@@ -18,7 +18,7 @@ use crate::{
 pub struct Attention<'a> {
     /// `[tokens, heads, head_dim]` float, rows may be strided
     pub q: &'a Tensor,
-    /// `[blocks, kv_heads, block_tokens, head_dim]` float
+    /// `[blocks, kv_heads, block_tokens, head_dim]` float; blocks may be strided if [`crate::Backend::kv_layers_together`]
     pub k_cache: &'a Tensor,
     /// as `k_cache`
     pub v_cache: &'a Tensor,

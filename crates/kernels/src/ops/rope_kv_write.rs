@@ -22,7 +22,7 @@ pub struct RopeKvWrite<'a> {
     pub positions: &'a Tensor,
     /// `[tokens]` I32
     pub slots: &'a Tensor,
-    /// `[blocks, kv_heads, block_tokens, head_dim]` float
+    /// `[blocks, kv_heads, block_tokens, head_dim]` float; blocks may be strided if [`crate::Backend::kv_layers_together`]
     pub k_cache: &'a Tensor,
     /// as `k_cache`
     pub v_cache: &'a Tensor,

@@ -66,13 +66,7 @@ struct Tokens<const T: usize> {
 
 /// A panel and `T` tokens from `token`. Returns `T`.
 #[inline(always)]
-unsafe fn some<P: Product, F: Format, const T: usize>(
-    job: &Job,
-    panel: Source,
-    acts: &ActivationRows,
-    at: Place,
-    token: usize,
-) -> usize {
+unsafe fn some<P: Product, F: Format, const T: usize>(job: &Job, panel: Source, acts: &ActivationRows, at: Place, token: usize) -> usize {
     // Loops and not closures: those would not be inlined and so miss the instruction set.
     let mut tokens = Tokens { x: [std::ptr::null(); T], outliers: [std::ptr::null(); T] };
     let mut sums = [P::L::zero_f(); T];

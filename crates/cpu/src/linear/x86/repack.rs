@@ -98,7 +98,8 @@ impl Lanes {
     /// The bytes of `v`, four per lane, to places `at`.
     #[inline(always)]
     unsafe fn bytes(self, at: [usize; 4], v: __m256i) {
-        let by_byte = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let by_byte =
+            _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let v = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v, by_byte), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         let first = self.block.add(self.shape.offsets(self.lanes).0 + self.lane);
         let [low, high] = [_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)];
