@@ -8,7 +8,7 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Error, ImmediateReadback, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, Softcap},
+    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, Sample, Softcap},
 };
 
 use crate::{
@@ -173,7 +173,7 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, op: &Linear) -> Result<()> {
-        if op.norm.is_some() || matches!(op.epilogue, Epilogue::ActMul { .. }) {
+        if !op.is_plain() {
             op.check()?;
             return op.unfused(self);
         }

@@ -13,7 +13,7 @@ use ferrum_kernels::{
 };
 
 /// One mistake: the operation it is in, and what is wrong.
-const MUTATIONS: [(&str, &str); 32] = [
+const MUTATIONS: [(&str, &str); 33] = [
     ("embed", "scale 1 % too large"),
     ("embed", "last token left out"),
     ("embed", "drawn ids ignored"),
@@ -26,6 +26,7 @@ const MUTATIONS: [(&str, &str); 32] = [
     ("linear", "bias left out"),
     ("linear", "norm left out"),
     ("linear", "nothing added"),
+    ("linear", "always the first result"),
     ("linear", "the other activation"),
     ("act_mul", "gate and up swapped"),
     ("rope", "positions one too large"),
@@ -172,6 +173,9 @@ impl Backend for Mutant {
             let x = self.without_columns(op.x, lost)?;
             return self.sound.linear(&Linear { x: &x, ..*op });
         }
+        if self.is("linear", "always the first result") && matches!(op.epilogue, Epilogue::Argmax { .. }) {
+            return self.sound.upload(op.out, &vec![0; op.out.bytes()]);
+        }
         if self.is("linear", "last row left out") {
             let whole = self.sound.zeros(DType::F32, op.out.shape())?;
             self.sound.linear(&Linear { out: &whole, ..*op })?;
@@ -272,14 +276,15 @@ impl Backend for Mutant {
         if !self.is("sample", "filters left out") {
             return self.sound.sample(op);
         }
-        let mut bytes = vec![0; op.params.bytes()];
-        self.sound.download(op.params, &mut bytes)?;
+        let Some(params) = op.params else { return self.sound.sample(op) };
+        let mut bytes = vec![0; params.bytes()];
+        self.sound.download(params, &mut bytes)?;
         for raw in bytes.chunks_exact_mut(size_of::<SampleParams>()) {
             let params = SampleParams { top_p: 1.0, top_k: 0, min_p: 0.0, ..bytemuck::pod_read_unaligned(raw) };
             raw.copy_from_slice(bytemuck::bytes_of(&params));
         }
-        let params = self.sound.zeros(DType::U8, op.params.shape())?;
-        self.sound.upload(&params, &bytes)?;
-        self.sound.sample(&Sample { params: &params, ..*op })
+        let changed = self.sound.zeros(DType::U8, params.shape())?;
+        self.sound.upload(&changed, &bytes)?;
+        self.sound.sample(&Sample { params: Some(&changed), ..*op })
     }
 }

@@ -3,20 +3,23 @@
 //   acc[t, r] = Σ_k x[t, k] · w[r, k]
 //   STORE_BF16 / STORE_F32   out[t, r]  = acc[t, r] + bias[r]
 //   ADD                      out[t, r] += acc[t, r] + bias[r]                       (residual stream, bf16)
+//   ARGMAX                   out[t]     = max over r of candidate(acc[t, r] + bias[r], r), if that is more      (wgmma only)
 //   SILU / GELU_TANH         out[t, r]  = act(acc[t, r] + bias[r]) · (acc[t, inner + r] + bias[inner + r])
 #pragma once
 #include <cuda_bf16.h>
 #include <stdint.h>
 
+#include "candidate.cuh"
+
 namespace linear_dense {
 
-enum Epilogue : int { STORE_BF16 = 0, STORE_F32 = 1, ADD = 2, SILU = 3, GELU_TANH = 4 };
+enum Epilogue : int { STORE_BF16 = 0, STORE_F32 = 1, ADD = 2, ARGMAX = 3, SILU = 4, GELU_TANH = 5 };
 
 __host__ __device__ __forceinline__ bool is_gated(int epilogue) { return epilogue >= SILU; }
 
 // Where results go. `columns` of `out` are weight rows, or half of them where the epilogue is gated.
 struct Output {
-    void* out;          // [tokens, columns] bf16, or f32 for STORE_F32; rows `stride` elements apart
+    void* out;          // [tokens, columns] bf16, or f32 for STORE_F32; rows `stride` elements apart. ARGMAX: [tokens] u64
     const float* bias;  // [weight rows] f32, or null
     int tokens;
     int columns;
@@ -158,6 +161,22 @@ __device__ __forceinline__ void emit_row(const Output& o, int token, bool valid,
     switch (o.epilogue) {
         case STORE_BF16: store_groups<N, false>(out, quad, left, plain); break;
         case ADD: store_groups<N, true>(out, quad, left, plain); break;
+        case ARGMAX: {
+            Best best;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                if (j >= left) continue;
+                best.take(acc[4 * j] + 0.0f, column + 8 * j + 2 * quad);
+                best.take(acc[4 * j + 1] + 0.0f, column + 8 * j + 2 * quad + 1);
+            }
+            uint64_t x = best.as_candidate();
+#pragma unroll
+            for (int offset = 1; offset < 4; offset *= 2) x = max(x, __shfl_xor_sync(~0u, x, offset));
+            unsigned long long* largest = static_cast<unsigned long long*>(o.out) + token;
+            // Most tiles have nothing to add: a look costs less than an addition to one address.
+            if (valid && quad == 0 && x > *static_cast<volatile unsigned long long*>(largest)) atomicMax(largest, x);
+            break;
+        }
         case STORE_F32:
 #pragma unroll
             for (int j = 0; j < N; j++)

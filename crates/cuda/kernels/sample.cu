@@ -1,7 +1,8 @@
 // sample:           draws the next token of every row as crates/kernels/src/ops/sample.rs defines it, where no filter is set
 // sample_filtered:  the same for rows with top-k, top-p or min-p
+// take_largest:     the ids of candidates that linear's ARGMAX left, and zeros in their places
 //
-// Both run over all rows, because parameters are in device memory, and each leaves the other's rows alone.
+// The first two run over all rows, because parameters are in device memory, and each leaves the other's rows alone.
 //
 // sample takes one read: the largest score (logit, or logit / temperature + Gumbel noise) of all blocks of a row, as many as
 // fill the device. Bound by memory where there are many rows, by latency where there is one.
@@ -12,6 +13,7 @@
 // the likeliest token's, as integers: sums do not depend on the order of additions, so neither does the draw. Only tokens
 // before the cut get noise. Devices without clusters (before sm_90) use one block for a row. Bound by the latency of the
 // cluster's barriers and of additions in shared memory.
+#include "candidate.cuh"
 #include "cluster.cuh"
 #include "common.cuh"
 #include "noise.cuh"
@@ -27,7 +29,7 @@ static_assert(sizeof(SampleRow) == 48, "uploaded by the host as 48 bytes");
 
 struct SampleParams {
     const float* logits;    // [seqs, vocab] f32
-    const SampleRow* rows;  // [seqs]
+    const SampleRow* rows;  // [seqs] or null: all greedy, without penalties
     int* counts;            // [counts_rows, vocab] i32 or null
     int* out;               // [seqs] i32
     unsigned long long* joined;  // [seqs, 2] zero: best candidate of the blocks so far, and how many those are; zero afterwards
@@ -68,18 +70,6 @@ struct Shared {
 };
 
 // ---- numbers
-
-// Unsigned integers in the order of the floats.
-__device__ __forceinline__ uint32_t ordered(float x) {
-    const uint32_t bits = __float_as_uint(x);
-    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-__device__ __forceinline__ float unordered(uint32_t key) {
-    return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
-}
-
-// A candidate as one integer: the larger score wins, then the lower id.
-__device__ __forceinline__ uint64_t candidate(float score, uint32_t id) { return static_cast<uint64_t>(ordered(score)) << 32 | ~id; }
 
 __device__ __forceinline__ float penalize(float logit, int count, const SampleRow& r) {
     const int generated = count & (IN_PROMPT - 1);
@@ -304,30 +294,20 @@ __device__ __forceinline__ void read_logits(const float* logits, const int* seen
     }
 }
 
-// The best candidate so far of one thread.
-struct Best {
-    float score = -INFINITY;
-    uint32_t id = 0;
-
-    // Written so that NaN is never taken.
-    __device__ __forceinline__ void take(float s, uint32_t token) {
-        if (s > score) score = s, id = token;
-    }
-    __device__ __forceinline__ void take_noisy(float s, uint32_t token, const SampleRow& r) {
-        const float least = score - s;
-        if (!(least < MAX_NOISE)) return;
-        const uint32_t bits = philox(token, r.position, r.seed);
-        if (!noise_is_less(bits, least)) take(s + gumbel(bits), token);
-    }
-    __device__ __forceinline__ uint64_t as_candidate() const { return candidate(score, id); }
-};
+// Takes a score with its noise.
+__device__ __forceinline__ void take_noisy(Best& best, float s, uint32_t token, const SampleRow& r) {
+    const float least = best.score - s;
+    if (!(least < MAX_NOISE)) return;
+    const uint32_t bits = philox(token, r.position, r.seed);
+    if (!noise_is_less(bits, least)) best.take(s + gumbel(bits), token);
+}
 
 extern "C" __global__ void __launch_bounds__(PART_THREADS) sample(const __grid_constant__ SampleParams p) {
     __shared__ uint64_t scratch[PART_THREADS / WARP];
     const int row = blockIdx.x / p.parts, first = blockIdx.x % p.parts * p.part, elements = max(0, min(p.part, p.vocab - first));
     pdl_wait();
     pdl_launch();
-    const SampleRow r = p.rows[row];
+    const SampleRow r = p.rows ? p.rows[row] : SampleRow{.top_p = 1.0f, .counts_row = -1};
     const Filters filters(r, p.vocab);
     if (filters.any) return;
     int* counts = counts_of(p, r);
@@ -338,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS) sample(const __grid_c
         read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) { best.take(logit, first + i); });
     } else {
         const float per_temperature = __fdiv_rn(1.0f, r.temperature);
-        read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) { best.take_noisy(logit * per_temperature, first + i, r); });
+        read_logits(logits, seen, elements, p.packs, r, [&](float logit, int i) { take_noisy(best, logit * per_temperature, first + i, r); });
     }
     uint64_t x = best.as_candidate();
 #pragma unroll
@@ -357,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS) sample(const __grid_c
         x = atomicExch(&joined[0], 0ull);
         joined[1] = 0;
     }
-    const int token = ~static_cast<uint32_t>(x);
+    const int token = candidate_id(x);
     p.out[row] = token;
     if (counts) counts[token] += 1;
 }
@@ -417,13 +397,13 @@ __device__ void sample_filtered_row(const SampleParams& p, const SampleRow& r, c
         const uint32_t key = ordered(logit);
         if (key < cut.key || (key == cut.key && first + i > last)) continue;
         if (r.min_p > 0.0f && !(likelihood(logit) >= r.min_p)) continue;
-        kept.take_noisy(logit * per_temperature, first + i, r);
+        take_noisy(kept, logit * per_temperature, first + i, r);
     }
     best = kept.as_candidate();
     uint64_t unused = 0;
     cluster_max(best, unused, s, 1, p.cluster);
     if (rank == 0 && threadIdx.x == 0) {
-        const int token = ~static_cast<uint32_t>(best);
+        const int token = candidate_id(best);
         p.out[row] = token;
         if (counts) counts[token] += 1;
     }
@@ -444,4 +424,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_filtered(const _
         const Filters filters(r, p.vocab);
         if (filters.any) sample_filtered_row(p, r, filters, row, cluster_rank(), s, histograms, cache);
     }
+}
+
+struct TakeLargestParams {
+    unsigned long long* largest;  // [seqs] candidates; zero afterwards
+    int* out;                     // [seqs] i32
+    int seqs;
+};
+
+extern "C" __global__ void __launch_bounds__(PART_THREADS) take_largest(const __grid_constant__ TakeLargestParams p) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    pdl_wait();
+    pdl_launch();
+    if (row >= p.seqs) return;
+    p.out[row] = candidate_id(p.largest[row]);
+    p.largest[row] = 0;
 }

@@ -296,8 +296,7 @@ impl Engine {
         match issued {
             Ok(()) if plan.is_empty() => self.scheduler.commit(plan, &[], &mut self.outcomes),
             Ok(()) => {
-                let needs_logits = plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()));
-                let needs_logits = needs_logits || self.reads_prompts(&plan);
+                let needs_logits = self.wants_logprobs(&plan) || self.reads_prompts(&plan);
                 self.flight = Some((plan, began));
                 if !self.overlapped || needs_logits {
                     result = result.and(self.land(events));
@@ -386,8 +385,9 @@ impl Engine {
     fn issue(&mut self, plan: &Plan) -> Result<()> {
         self.fill_params(plan)?;
         let issuing = Instant::now();
-        let (params, counts, states) = (&self.params[..], self.counts.tensor(), self.reads_prompts(plan));
-        self.runner.issue(plan, &Issue { params, counts, states })?;
+        let (params, counts) = (&self.params[..], self.counts.tensor());
+        let (states, logits) = (self.reads_prompts(plan), self.wants_logprobs(plan));
+        self.runner.issue(plan, &Issue { params, counts, states, logits })?;
         if !self.overlapped {
             self.stats.last_step.device_time += issuing.elapsed();
         }
@@ -503,6 +503,11 @@ impl Engine {
         }
         self.unmasked.clear();
         Ok(())
+    }
+
+    /// Whether a step draws a token whose log-probability is wanted.
+    fn wants_logprobs(&self, plan: &Plan) -> bool {
+        plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()))
     }
 
     /// Whether a step computes something of a prompt that is to be read.

@@ -13,7 +13,7 @@ pub(crate) struct Shape {
     pub rows: usize,
     /// Blocks of each block table
     pub width: usize,
-    /// Whether greedy sampling belongs to it
+    /// Whether it ends in the likeliest tokens instead of logits
     pub greedy: bool,
 }
 

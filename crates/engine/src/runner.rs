@@ -45,6 +45,8 @@ pub(crate) struct Issue<'a> {
     pub counts: Option<&'a Tensor>,
     /// Whether the hidden states are read afterwards, before the next step is issued
     pub states: bool,
+    /// Whether the logits are
+    pub logits: bool,
 }
 
 /// What a graph refers to.
@@ -57,8 +59,6 @@ struct Device {
     index: Tensor,
     /// `[max_samples, size_of::<SampleParams>()]` U8
     params: Tensor,
-    /// as `params`, each row [`SampleParams::GREEDY`]
-    greedy: Tensor,
     /// `[max_samples]` I32: what the last step drew
     drawn: Tensor,
 }
@@ -71,7 +71,7 @@ struct Landing {
 /// The drawing at the end of a step.
 #[derive(Clone, Copy)]
 enum Draw<'a> {
-    /// All rows greedy, without penalties
+    /// All rows greedy, without penalties: with the output head, without logits
     Greedy,
     /// By the parameters that were uploaded
     Params(Option<&'a Tensor>),
@@ -85,8 +85,6 @@ impl Runner {
     pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, sizes: &Sizes) -> Result<Self> {
         let info = model.info();
         let params_shape = [sizes.max_samples(), size_of::<SampleParams>()];
-        let greedy = backend.zeros(DType::U8, &params_shape)?;
-        backend.upload(&greedy, bytemuck::cast_slice(&vec![SampleParams::GREEDY; sizes.max_samples()]))?;
         let landing =
             || -> Result<Landing> { Ok(Landing { readback: backend.readback(sizes.max_samples() * DType::I32.block_bytes())?, rows: 0 }) };
         Ok(Self {
@@ -103,7 +101,6 @@ impl Runner {
                 scratch: Scratch::new(&*backend, info, sizes.max_step_tokens, sizes.max_logit_rows)?,
                 index: backend.zeros(DType::I32, &[sizes.index_elements()])?,
                 params: backend.zeros(DType::U8, &params_shape)?,
-                greedy,
                 drawn: backend.zeros(DType::I32, &[sizes.max_samples()])?,
                 backend,
                 model,
@@ -123,9 +120,9 @@ impl Runner {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn issue(&mut self, plan: &Plan, &Issue { params, counts, states }: &Issue) -> Result<()> {
+    pub fn issue(&mut self, plan: &Plan, &Issue { params, counts, states, logits }: &Issue) -> Result<()> {
         let rows = params.len();
-        let greedy = params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
+        let greedy = !logits && params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
         if !greedy {
             self.device.backend.upload(&self.device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
         }
@@ -134,7 +131,7 @@ impl Runner {
         if plan.is_decode() && self.graphs.is_some() && !states {
             self.issue_decode(plan, draw)?;
         } else {
-            let batch = self.upload(plan, None)?;
+            let batch = Batch { greedy, ..self.upload(plan, None)? };
             self.device.forward(&batch)?;
             self.device.sample(rows, draw)?;
             if states {
@@ -262,17 +259,14 @@ impl Runner {
         let batch = self.upload(plan, Some(shape))?;
         let device = &self.device;
         // What draws by parameters depends on more than the shape, so that it stays outside.
-        let in_graph = || {
-            device.forward(&batch)?;
-            if shape.greedy { device.sample(shape.rows, Draw::Greedy) } else { Ok(()) }
-        };
+        let in_graph = || device.forward(&batch);
         if let Some(graphs) = &mut self.graphs {
             match graphs.find(shape, || record(&*device.backend, &in_graph))? {
                 Some(graph) => graph.replay()?,
                 None => in_graph()?,
             }
         }
-        if shape.greedy { Ok(()) } else { device.sample(plan.tokens.len(), draw) }
+        device.sample(plan.tokens.len(), draw)
     }
 
     /// Copies the plan's arrays to the device, padded to `shape` if there is one.
@@ -314,7 +308,8 @@ impl Runner {
         self.device.backend.upload(&index.narrow(0, 0, staging.len()), bytemuck::cast_slice(staging))?;
         let drawn = self.device.drawn.clone();
         let max_query_len = plan.max_query_len;
-        Ok(Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len })
+        let greedy = shape.is_some_and(|s| s.greedy);
+        Ok(Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len, greedy })
     }
 }
 
@@ -331,18 +326,14 @@ impl Device {
         Step { backend: &*self.backend, batch, kv: &self.kv, scratch: &self.scratch, tap: None }
     }
 
-    /// Draws one token from each of the first `rows` rows of logits.
+    /// Draws one token from each of the first `rows` rows of logits, if they are to be drawn from now.
     fn sample(&self, rows: usize, draw: Draw) -> Result<()> {
+        let Draw::Params(counts) = draw else { return Ok(()) };
         if rows == 0 {
             return Ok(());
         }
-        let (params, counts) = match draw {
-            Draw::Greedy => (&self.greedy, None),
-            Draw::Params(counts) => (&self.params, counts),
-            Draw::Later => return Ok(()),
-        };
-        let [logits, params, out] = [&self.scratch.logits, params, &self.drawn].map(|t| t.narrow(0, 0, rows));
-        Ok(self.backend.sample(&Sample { logits: &logits, params: &params, counts, out: &out })?)
+        let [logits, params, out] = [&self.scratch.logits, &self.params, &self.drawn].map(|t| t.narrow(0, 0, rows));
+        Ok(self.backend.sample(&Sample { logits: &logits, params: Some(&params), counts, out: &out })?)
     }
 }
 

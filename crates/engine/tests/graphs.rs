@@ -150,17 +150,19 @@ impl Backend for Recorder {
     }
     fn linear(&self, op: &Linear) -> Result<()> {
         let norm = op.norm.map(|n| (n.weight.clone(), n.eps, n.normed.clone()));
-        let (add, gate) = match op.epilogue {
-            Epilogue::Store => (false, None),
-            Epilogue::Add => (true, None),
-            Epilogue::ActMul { activation, gate_up } => (false, Some((activation, gate_up.clone()))),
+        let add = matches!(op.epilogue, Epilogue::Add);
+        let (gate, logits) = match op.epilogue {
+            Epilogue::Store | Epilogue::Add => (None, None),
+            Epilogue::ActMul { activation, gate_up } => (Some((activation, gate_up.clone())), None),
+            Epilogue::Argmax { logits } => (None, Some(logits.clone())),
         };
         let (x, weight, bias, out) = (op.x.clone(), op.weight.clone(), op.bias.cloned(), op.out.clone());
         self.issue(move || {
-            let epilogue = match &gate {
-                Some((activation, gate_up)) => Epilogue::ActMul { activation: *activation, gate_up },
-                None if add => Epilogue::Add,
-                None => Epilogue::Store,
+            let epilogue = match (&gate, &logits) {
+                (Some((activation, gate_up)), _) => Epilogue::ActMul { activation: *activation, gate_up },
+                (_, Some(logits)) => Epilogue::Argmax { logits },
+                _ if add => Epilogue::Add,
+                _ => Epilogue::Store,
             };
             let norm = norm.as_ref().map(|(weight, eps, normed)| Norm { weight, eps: *eps, normed });
             R.linear(&Linear { norm, bias: bias.as_ref(), epilogue, ..Linear::new(&x, &weight, &out) })
@@ -229,8 +231,8 @@ impl Backend for Recorder {
         self.issue(move || R.logits_mask(&LogitsMask { logits: &logits, rows: &rows, biases: biases.as_ref(), masks: masks.as_ref() }))
     }
     fn sample(&self, op: &Sample) -> Result<()> {
-        let (logits, params, counts, out) = (op.logits.clone(), op.params.clone(), op.counts.cloned(), op.out.clone());
-        self.issue(move || R.sample(&Sample { logits: &logits, params: &params, counts: counts.as_ref(), out: &out }))
+        let (logits, params, counts, out) = (op.logits.clone(), op.params.cloned(), op.counts.cloned(), op.out.clone());
+        self.issue(move || R.sample(&Sample { logits: &logits, params: params.as_ref(), counts: counts.as_ref(), out: &out }))
     }
 }
 
@@ -312,8 +314,8 @@ fn a_decode_step_is_one_upload_and_one_graph() {
         steps.push((after.launches - before.launches, after.replayed - before.replayed, after.uploads - before.uploads));
         assert_eq!((after.downloads, after.allocations), (before.downloads, before.allocations));
     }
-    // Six operations a layer; embedding, output head and sampling; a prefill gathers the rows of its last tokens.
-    let decode = 6 * layers + 3;
+    // Six operations a layer; embedding and output head, which draws; a prefill gathers the rows of its last tokens.
+    let decode = 6 * layers + 2;
     assert_eq!(steps, [(decode + 1, 0, 1), (decode, 0, 1), (0, decode, 1), (0, decode, 1), (0, decode, 1)]);
     let before = *recorder.0.counts.lock().unwrap();
     engine.step().unwrap();

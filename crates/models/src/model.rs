@@ -9,7 +9,8 @@ pub trait Model: Send + Sync {
     fn info(&self) -> &ModelInfo;
 
     /// Runs one step: writes this step's keys and values into `step.kv` and leaves the logits of the rows that
-    /// `step.batch.logit_rows` names in the first rows of `step.scratch.logits`.
+    /// `step.batch.logit_rows` names in the first rows of `step.scratch.logits`, or their likeliest tokens in
+    /// `step.batch.drawn` if it is [`Batch::greedy`].
     ///
     /// # Errors
     /// When the device fails or an operation's contract is broken.
@@ -68,7 +69,7 @@ impl ModelInfo {
 pub struct Batch {
     /// `[tokens]`: ids; `−1 − n` stands for the `n`-th of `drawn`
     pub tokens: Tensor,
-    /// `[rows]`: what the step before drew, where that has not come to the host
+    /// `[rows]`: what the step before drew, where that has not come to the host; afterwards what this one drew if it is `greedy`
     pub drawn: Tensor,
     /// `[tokens]`
     pub positions: Tensor,
@@ -84,6 +85,8 @@ pub struct Batch {
     pub logit_rows: Tensor,
     /// The most tokens that one sequence has in this step
     pub max_query_len: usize,
+    /// Whether the likeliest tokens of the wanted rows are wanted instead of their logits
+    pub greedy: bool,
 }
 
 impl Batch {

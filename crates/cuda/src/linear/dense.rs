@@ -62,6 +62,14 @@ struct LinearWgmmaParams {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct TakeLargestParams {
+    largest: DevicePtr,
+    out: DevicePtr,
+    seqs: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct ToF16Params {
     x: DevicePtr,
     out: DevicePtr,
@@ -78,6 +86,9 @@ struct LinearMmaParams {
     x_stride: i32,
     output: Output,
 }
+
+/// Of `linear_dense.cuh`.
+const ARGMAX: i32 = 3;
 
 /// L2 eviction policies, as `hopper.cuh` has them: weights that are read once, and weights that several tiles read.
 const EVICT_FIRST: u64 = 0x12F0_0000_0000_0000;
@@ -148,12 +159,21 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
             Epilogue::Store if op.out.dtype() == DType::BF16 => 0,
             Epilogue::Store => 1,
             Epilogue::Add => 2,
-            Epilogue::ActMul { activation: Activation::Silu, .. } => 3,
-            Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 4,
+            Epilogue::Argmax { .. } => ARGMAX,
+            Epilogue::ActMul { activation: Activation::Silu, .. } => 4,
+            Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 5,
         },
     };
     let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
-    let product = Product { op, f16, weight, x, x_stride, shape: tiles::Shape { tokens, columns, gated: rows > columns, cols }, output };
+    let product = Product {
+        op,
+        f16,
+        weight,
+        x,
+        x_stride,
+        shape: tiles::Shape { tokens, columns, gated: rows > columns, cols, argmax: false },
+        output,
+    };
     if streams(cx, op)? {
         return product.stream(cx);
     }
@@ -174,6 +194,33 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
         return unsafe { lt.run(cx.stream(), &product, weight.ptr(), x, output.out) };
     }
     if hopper { product.wgmma(cx) } else { product.mma(cx) }
+}
+
+/// Whether [`argmax`] takes `op` once it is normed: more tokens than a stream's, whose logits are few.
+///
+/// # Errors
+/// When `x` is a tensor of another backend.
+pub(super) fn takes_argmax(cx: &Context, op: &Linear) -> Result<bool> {
+    let x = op.norm.map_or(op.x, |norm| norm.normed);
+    let many = x.shape()[0] > tiles::STREAM_TOKENS && op.weight.rows().is_multiple_of(8);
+    Ok(many && cx.has("sm90_linear_wgmma") && x.dtype() == DType::BF16 && has_packs(&[x])?)
+}
+
+/// Queues `op`, which [`takes_argmax`] and has no norm, on its weight `[rows, cols]` BF16: logits are compared where they are
+/// made, and never in memory.
+///
+/// # Errors
+/// When the device fails.
+pub(super) fn argmax(cx: &Context, op: &Linear, weight: &DeviceBuffer) -> Result<()> {
+    let ([tokens, cols], columns) = ([op.x.shape()[0], op.x.shape()[1]], op.weight.rows());
+    let largest = cx.counters(2 * tokens)?;
+    let output =
+        Output { out: largest, bias: ptr_or_null(op.bias)?, tokens: tokens as i32, columns: columns as i32, stride: 0, epilogue: ARGMAX };
+    let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true };
+    Product { op, f16: false, weight, x: ptr(op.x)?, x_stride: x_stride(op), shape, output }.wgmma(cx)?;
+    let params = TakeLargestParams { largest, out: ptr(op.out)?, seqs: tokens as i32 };
+    // SAFETY: there is a counter of 64 bits and a result for each token.
+    unsafe { cx.launch("sample", "take_largest", Grid::new(tokens.div_ceil(256), 256), &params) }
 }
 
 /// x as F16 `[tokens, cols]`, in scratch memory.

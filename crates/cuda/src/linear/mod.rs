@@ -10,8 +10,8 @@ mod tiles;
 use std::{borrow::Cow, sync::Arc};
 
 use ferrum_kernels::{
-    DType, Error, PreparedWeight, Result, Weight, WeightPart,
-    ops::{Embed, Epilogue, Linear},
+    Backend, DType, Error, PreparedWeight, Result, Weight, WeightPart,
+    ops::{Embed, Epilogue, Linear, Norm, RmsNorm},
 };
 
 use crate::{
@@ -110,6 +110,9 @@ fn to_half(dtype: DType, bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()> {
     op.check()?;
     let weight: &CudaWeight = op.weight.downcast(crate::NAME)?;
+    if matches!(op.epilogue, Epilogue::Argmax { .. }) {
+        return argmax(backend, cx, op, &weight.parts);
+    }
     let fused = match &weight.parts[..] {
         [Part { layout: Layout::Dense { dtype, .. }, .. }] => dense::fuses(cx, op, *dtype)?,
         [Part { layout: Layout::Packed(packed), .. }] => packed.fuses(cx, op),
@@ -131,6 +134,17 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The largest results of an `op` whose epilogue is [`Epilogue::Argmax`].
+fn argmax(backend: &CudaBackend, cx: &Context, op: &Linear, parts: &[Part]) -> Result<()> {
+    let [Part { layout: Layout::Dense { dtype: DType::BF16, data }, .. }] = parts else { return op.unfused(backend) };
+    if !dense::takes_argmax(cx, op)? {
+        return op.unfused(backend);
+    }
+    let Some(Norm { weight, eps, normed }) = op.norm else { return dense::argmax(cx, op, data) };
+    backend.rms_norm(&RmsNorm { x: op.x, weight, eps, out: normed })?;
+    dense::argmax(cx, &Linear { x: normed, norm: None, ..*op }, data)
 }
 
 pub(crate) fn embed(cx: &Context, op: &Embed) -> Result<()> {

@@ -452,7 +452,8 @@ impl Packed {
 /// `Epilogue` of `packed.cuh`.
 fn epilogue(op: &Linear) -> u32 {
     match op.epilogue {
-        Epilogue::Store => 0,
+        // An argmax is a kernel of its own.
+        Epilogue::Store | Epilogue::Argmax { .. } => 0,
         Epilogue::Add => 1,
         Epilogue::ActMul { activation: Activation::Silu, .. } => 2,
         Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 3,

@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub gated: bool,
     /// Columns of x and of the weight
     pub cols: usize,
+    /// Of each token the largest result alone is wanted
+    pub argmax: bool,
 }
 
 impl Shape {
@@ -173,7 +175,9 @@ impl StreamTile {
 
 /// The instance with the least estimated time.
 pub(super) fn wgmma(shape: &Shape, sms: usize) -> &'static WgmmaTile {
-    WGMMA.iter().min_by(|a, b| a.cost(shape, sms).total_cmp(&b.cost(shape, sms))).expect("the table is not empty")
+    // Nobody sees all of a result where CTAs split the columns of a product.
+    let tiles = WGMMA.iter().filter(|t| t.sk == 1 || !shape.argmax);
+    tiles.min_by(|a, b| a.cost(shape, sms).total_cmp(&b.cost(shape, sms))).expect("the table is not empty")
 }
 
 impl WgmmaTile {
@@ -276,7 +280,7 @@ mod tests {
     const SHARED_BYTES: u32 = 227 << 10;
 
     fn shape(tokens: usize, columns: usize, gated: bool, cols: usize) -> Shape {
-        Shape { tokens, columns, gated, cols }
+        Shape { tokens, columns, gated, cols, argmax: false }
     }
 
     /// The numbers of every `INSTANCE(…)` line.

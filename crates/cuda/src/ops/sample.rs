@@ -57,7 +57,7 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
     let packs = has_packs(&[op.logits])? && counts.map_or(Ok(true), |c| has_packs(&[c]))?;
     let params = SampleParams {
         logits: ptr(op.logits)?,
-        rows: ptr(op.params)?,
+        rows: ptr_or_null(op.params)?,
         counts: ptr_or_null(counts)?,
         out: ptr(op.out)?,
         joined: if parts > 1 { cx.counters(4 * seqs)? } else { 0 },
@@ -75,6 +75,9 @@ pub(crate) fn sample(cx: &Context, op: &Sample) -> Result<()> {
     };
     // SAFETY: the contract holds, so all four have the sizes that the kernel documents.
     unsafe { cx.launch("sample", "sample", Grid::new(seqs * parts, PART_THREADS), &params)? };
+    if op.params.is_none() {
+        return Ok(());
+    }
     let shared_bytes = (HISTOGRAM_BYTES + if cached { 4 * slice } else { 0 }) as u32;
     // As many clusters as run at once go through the rows.
     let clusters = seqs.min((2 * sms / cluster).max(1));

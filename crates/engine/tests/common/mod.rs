@@ -198,7 +198,13 @@ impl FakeModel {
             b.upload(&layer.1, bytemuck::cast_slice(&values))?;
         }
         b.upload(&step.rows(&step.scratch.hidden), bytemuck::cast_slice(&states))?;
-        b.upload(&step.scratch.logits.narrow(0, 0, picked.len()), bytemuck::cast_slice(&logits))
+        let rows = step.scratch.logits.narrow(0, 0, picked.len());
+        b.upload(&rows, bytemuck::cast_slice(&logits))?;
+        if batch.greedy && !picked.is_empty() {
+            let out = batch.drawn.narrow(0, 0, picked.len());
+            b.sample(&Sample { logits: &rows, params: None, counts: None, out: &out })?;
+        }
+        Ok(())
     }
 }
 
@@ -341,7 +347,7 @@ pub fn expected(request: &Request, max_context: usize, end_tokens: &[u32]) -> (V
             padding: 0,
         };
         b.upload(&params, bytemuck::bytes_of(&row)).unwrap();
-        b.sample(&Sample { logits: &logits, params: &params, counts: Some(&counts), out: &out }).unwrap();
+        b.sample(&Sample { logits: &logits, params: Some(&params), counts: Some(&counts), out: &out }).unwrap();
         let token = b.read_i32(&out).unwrap()[0] as u32;
         if request.stop_tokens.contains(&token) || (!request.ignore_eos && end_tokens.contains(&token)) {
             return (answer, FinishReason::Stop);

@@ -3,7 +3,7 @@
 //! The fused forms are what a decoder block is made of: norm + qkv, output projection + residual, norm + gate and up +
 //! activation, down projection + residual. A backend that has no kernel for one calls [`Linear::unfused`].
 
-use super::{ActMul, Activation, RmsNorm, rms_norm::normalize};
+use super::{ActMul, Activation, RmsNorm, Sample, rms_norm::normalize, sample::argmax};
 use crate::{
     Backend, Contract, DType, DTypes, PreparedWeight, Result, Tensor, host,
     reference::ReferenceWeight,
@@ -22,7 +22,7 @@ pub struct Linear<'a> {
     /// `[out]` F32
     pub bias: Option<&'a Tensor>,
     pub epilogue: Epilogue<'a>,
-    /// `[tokens, out]` float; with [`Epilogue::ActMul`] `[tokens, out / 2]`
+    /// `[tokens, out]` float; with [`Epilogue::ActMul`] `[tokens, out / 2]`, with [`Epilogue::Argmax`] `[tokens]` I32
     pub out: &'a Tensor,
 }
 
@@ -49,6 +49,11 @@ pub enum Epilogue<'a> {
         /// `[tokens, out]` float: for `y` where a backend needs it in memory; undefined afterwards
         gate_up: &'a Tensor,
     },
+    /// `out = argmax(y)`, the lowest index on a tie: the output head of a greedy step
+    Argmax {
+        /// `[tokens, out]` F32: for `y` where a backend needs it in memory; undefined afterwards
+        logits: &'a Tensor,
+    },
 }
 
 impl<'a> Linear<'a> {
@@ -70,22 +75,37 @@ impl<'a> Linear<'a> {
         if let Some(bias) = self.bias {
             c.tensor("bias", bias, ["out"], DTypes::F32)?;
         }
-        let Epilogue::ActMul { gate_up, .. } = self.epilogue else {
-            return c.tensor("out", self.out, ["tokens", "out"], DTypes::FLOAT);
-        };
-        let rows = c.size("out");
-        c.require(rows.is_multiple_of(2), "weight", rows, "its rows must be as many gates as ups")?;
-        c.define("out / 2", rows / 2);
-        c.tensor("epilogue.gate_up", gate_up, ["tokens", "out"], DTypes::FLOAT)?;
-        c.tensor("out", self.out, ["tokens", "out / 2"], DTypes::FLOAT)
+        match self.epilogue {
+            Epilogue::Store | Epilogue::Add => c.tensor("out", self.out, ["tokens", "out"], DTypes::FLOAT),
+            Epilogue::ActMul { gate_up, .. } => {
+                let rows = c.size("out");
+                c.require(rows.is_multiple_of(2), "weight", rows, "its rows must be as many gates as ups")?;
+                c.define("out / 2", rows / 2);
+                c.tensor("epilogue.gate_up", gate_up, ["tokens", "out"], DTypes::FLOAT)?;
+                c.tensor("out", self.out, ["tokens", "out / 2"], DTypes::FLOAT)
+            }
+            Epilogue::Argmax { logits } => {
+                c.tensor("epilogue.logits", logits, ["tokens", "out"], DTypes::F32)?;
+                c.tensor("out", self.out, ["tokens"], DTypes::I32)
+            }
+        }
     }
 
-    /// Issues this operation in two: the norm and the rest, or without a norm the product and the activation. Not for the
-    /// forms that have neither.
+    /// Whether this is a product alone or added to `out`: what [`Linear::unfused`] ends in.
+    pub fn is_plain(&self) -> bool {
+        self.norm.is_none() && matches!(self.epilogue, Epilogue::Store | Epilogue::Add)
+    }
+
+    /// Issues this operation in two: the logits and their argmax, else the norm and the rest, else the product and the activation.
+    /// Not for those that are [`Linear::is_plain`].
     ///
     /// # Errors
     /// When an argument breaks the contract or the device fails.
     pub fn unfused(&self, backend: &(impl Backend + ?Sized)) -> Result<()> {
+        if let Epilogue::Argmax { logits } = self.epilogue {
+            backend.linear(&Self { epilogue: Epilogue::Store, out: logits, ..*self })?;
+            return backend.sample(&Sample { logits, params: None, counts: None, out: self.out });
+        }
         if let Some(Norm { weight, eps, normed }) = self.norm {
             backend.rms_norm(&RmsNorm { x: self.x, weight, eps, out: normed })?;
             return backend.linear(&Self { x: normed, norm: None, ..*self });
@@ -118,6 +138,7 @@ impl<'a> Linear<'a> {
                 .chunks_exact(rows)
                 .flat_map(|row| row[..rows / 2].iter().zip(&row[rows / 2..]).map(|(&gate, &up)| activation.apply(gate) * up))
                 .collect(),
+            Epilogue::Argmax { .. } => y.chunks_exact(rows).map(|row| argmax(row) as f64).collect(),
         };
         host::write(self.out, &out)
     }
@@ -166,6 +187,13 @@ pub(super) fn cases() -> Vec<Case> {
     for tokens in [1, 2, 3, 7, 16, 19] {
         cases.push(fused(tokens, &qkv, 512, Form { bias: true, ..Form::NORM }));
         cases.push(fused(tokens, &[(64, DType::Q5_0), (33, DType::Q8_0), (16, DType::IQ4_NL)], 896, Form::NORM_ADD));
+    }
+    for dtype in [DType::BF16, DType::F16] {
+        for (tokens, rows, cols, normed) in
+            [(1, 500, 256, true), (40, 1000, 256, true), (130, 3000, 512, false), (257, 2056, 64, true), (33, 37, 8, false)]
+        {
+            cases.push(likeliest(tokens, rows, dtype, cols, normed));
+        }
     }
     // Columns that a GPU divides among blocks, and more than their memory holds at once.
     for dtype in [DType::Q8_0, DType::Q4_K, DType::Q6_K] {
@@ -233,6 +261,27 @@ fn fused(tokens: usize, parts: &[(usize, DType)], cols: usize, form: Form) -> Ca
             b.linear(&Linear { norm, bias: bias.as_ref(), epilogue, ..Linear::new(&x, &weight, &o) })
         };
         Ok(Launch::new(run).output("out", &out).bytes(bytes).flops(2 * tokens * rows * cols))
+    })
+}
+
+/// The largest of each token's results, with a norm in front and without.
+fn likeliest(tokens: usize, rows: usize, dtype: DType, cols: usize, normed: bool) -> Case {
+    let name = format!("{dtype} m={tokens} n={rows} k={cols} argmax{}", if normed { " of the normed" } else { "" });
+    Case::new("linear", name, Tolerance::EXACT, move |i| {
+        let weight = i.weight(&[(rows, dtype)], cols)?;
+        // One column each, so that no rounding changes which result is the largest; some are equal.
+        let column = |token: usize| 37 * token % cols;
+        let x = i.activations(&[tokens, cols])?;
+        let x = i.values(x.dtype(), &[tokens, cols], |n| if n % cols == column(n / cols) { 1.0 + (n % 3) as f64 } else { 0.0 })?;
+        let norm_weight = i.values(DType::F32, &[cols], |n| 0.5 + (n * 7 % 11) as f64 / 10.0)?;
+        let (scratch, logits) = (i.activations(&[tokens, cols])?, i.normal_f32(&[tokens, rows])?);
+        let out = i.backend().zeros(DType::I32, &[tokens])?;
+        let (b, o) = (i.backend(), out.clone());
+        let run = move || {
+            let norm = normed.then_some(Norm { weight: &norm_weight, eps: 1e-5, normed: &scratch });
+            b.linear(&Linear { norm, epilogue: Epilogue::Argmax { logits: &logits }, ..Linear::new(&x, &weight, &o) })
+        };
+        Ok(Launch::new(run).output("out", &out).flops(2 * tokens * rows * cols))
     })
 }
 

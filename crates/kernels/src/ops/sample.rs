@@ -59,8 +59,8 @@ impl SampleParams {
 pub struct Sample<'a> {
     /// `[seqs, vocab]` F32, not changed
     pub logits: &'a Tensor,
-    /// `[seqs, size_of::<SampleParams>()]` U8
-    pub params: &'a Tensor,
+    /// `[seqs, size_of::<SampleParams>()]` U8; `None`: all rows [`SampleParams::GREEDY`]
+    pub params: Option<&'a Tensor>,
     /// `[rows, vocab]` I32: occurrences in the output, plus [`Sample::IN_PROMPT`] if in the prompt. The drawn token's
     /// count is raised.
     pub counts: Option<&'a Tensor>,
@@ -78,8 +78,10 @@ impl Sample<'_> {
         let mut c = Contract::new("sample");
         c.tensor("logits", self.logits, ["seqs", "vocab"], DTypes::F32)?;
         c.tensor("out", self.out, ["seqs"], DTypes::I32)?;
-        c.define("params_bytes", size_of::<SampleParams>());
-        c.tensor("params", self.params, ["seqs", "params_bytes"], DTypes::U8)?;
+        if let Some(params) = self.params {
+            c.define("params_bytes", size_of::<SampleParams>());
+            c.tensor("params", params, ["seqs", "params_bytes"], DTypes::U8)?;
+        }
         match self.counts {
             Some(counts) => c.tensor("counts", counts, ["rows", "vocab"], DTypes::I32),
             None => Ok(()),
@@ -90,11 +92,12 @@ impl Sample<'_> {
         self.check()?;
         let vocab = self.logits.shape()[1];
         let mut logits = host::read(self.logits)?;
-        let mut bytes = vec![0; self.params.bytes()];
-        host::read_bytes(self.params, &mut bytes)?;
+        let mut rows = vec![SampleParams::GREEDY; self.logits.shape()[0]];
+        if let Some(params) = self.params {
+            host::read_bytes(params, bytemuck::cast_slice_mut(&mut rows))?;
+        }
         let mut tokens = Vec::new();
-        for (row, params) in logits.chunks_exact_mut(vocab).zip(bytes.chunks_exact(size_of::<SampleParams>())) {
-            let params: SampleParams = bytemuck::pod_read_unaligned(params);
+        for (row, params) in logits.chunks_exact_mut(vocab).zip(rows) {
             let counts = self.counts.filter(|c| (0..c.shape()[0] as i32).contains(&params.counts_row));
             let Some(counts) = counts.map(|c| c.narrow(0, params.counts_row as usize, 1)) else {
                 tokens.push(draw(row, &params) as f64);
@@ -126,12 +129,14 @@ fn penalize(logit: f64, count: i32, p: &SampleParams) -> f64 {
     logit
 }
 
+/// The lowest index of the largest value.
+pub(super) fn argmax(values: &[f64]) -> usize {
+    (0..values.len()).fold((0, f64::NEG_INFINITY), |best, i| if values[i] > best.1 { (i, values[i]) } else { best }).0
+}
+
 fn draw(logits: &[f64], p: &SampleParams) -> usize {
-    let argmax = |score: &dyn Fn(usize) -> f64| {
-        (0..logits.len()).fold((0, f64::NEG_INFINITY), |best, i| if score(i) > best.1 { (i, score(i)) } else { best }).0
-    };
     if p.temperature <= 0.0 {
-        return argmax(&|i| logits[i]);
+        return argmax(logits);
     }
     let scaled: Vec<f64> = logits.iter().map(|l| l / f64::from(p.temperature)).collect();
     let mut order: Vec<usize> = (0..scaled.len()).collect();
@@ -152,7 +157,8 @@ fn draw(logits: &[f64], p: &SampleParams) -> usize {
     order.retain(|&i| (scaled[i] - max).exp() >= f64::from(p.min_p));
     let mut keep = vec![false; scaled.len()];
     order.iter().for_each(|&i| keep[i] = true);
-    argmax(&|i| if keep[i] { scaled[i] + f64::from(token_noise(p.seed, p.position, i as u32)) } else { f64::NEG_INFINITY })
+    let noisy = |(i, &value)| if keep[i] { value + f64::from(token_noise(p.seed, p.position, i as u32)) } else { f64::NEG_INFINITY };
+    argmax(&scaled.iter().enumerate().map(noisy).collect::<Vec<f64>>())
 }
 
 /// Gumbel noise of one candidate: [`gumbel`] of its bits from [`philox`].
@@ -183,6 +189,7 @@ pub(super) fn cases() -> Vec<Case> {
     let drawn = SampleParams { temperature: 0.8, seed: 42, ..g };
     [
         ("greedy", g),
+        ("all greedy", g),
         ("temperature", drawn),
         ("high temperature", SampleParams { temperature: 5.0, ..drawn }),
         ("top_k=1", SampleParams { top_k: 1, ..drawn }),
@@ -243,7 +250,8 @@ pub(super) fn cases() -> Vec<Case> {
             let counts = b.tensor_i32(&[seqs, vocab], &seen)?;
             let out = b.zeros(crate::DType::I32, &[seqs])?;
             let (c, o) = (counts.clone(), out.clone());
-            Ok(Launch::new(move || b.sample(&Sample { logits: &logits, params: &params, counts: Some(&c), out: &o }))
+            let params = (name != "all greedy").then_some(params);
+            Ok(Launch::new(move || b.sample(&Sample { logits: &logits, params: params.as_ref(), counts: Some(&c), out: &o }))
                 .output("out", &out)
                 .output("counts", &counts)
                 .bytes(4 * seqs * vocab))

@@ -67,8 +67,8 @@ impl Head {
         Ok(())
     }
 
-    /// Logits of the rows that the batch asks for: of `x: [tokens, hidden]`, the last layer, normed by `norm` or
-    /// already.
+    /// Logits of the rows that the batch asks for, or their likeliest tokens: of `x: [tokens, hidden]`, the last layer, normed
+    /// by `norm` or already.
     ///
     /// # Errors
     /// When the device fails.
@@ -84,7 +84,13 @@ impl Head {
             step.backend.gather_rows(&ops::GatherRows { x, rows: &step.batch.logit_rows, out: &picked })?;
         }
         let x = if all { x } else { &picked };
-        self.project(step.backend, ops::Linear { norm: norm.map(|n| n.before(&normed)), ..self.op(x, &logits) })?;
+        let norm = norm.map(|n| n.before(&normed));
+        if step.batch.greedy {
+            // A soft cap leaves the order of logits as it is.
+            let (epilogue, drawn) = (ops::Epilogue::Argmax { logits: &logits }, step.batch.drawn.narrow(0, 0, count));
+            return Ok(step.backend.linear(&ops::Linear { norm, epilogue, ..self.op(x, &drawn) })?);
+        }
+        self.project(step.backend, ops::Linear { norm, ..self.op(x, &logits) })?;
         step.tap(|| "logits".into(), &logits);
         Ok(())
     }

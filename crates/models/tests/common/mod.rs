@@ -44,6 +44,7 @@ impl Session {
         let block_tokens = self.kv.block_tokens as i32;
         let slot = |&p: &i32| (self.blocks as i32 - 1 - p / block_tokens) * block_tokens + p % block_tokens;
         let batch = Batch {
+            greedy: false,
             drawn: ints(vec![0]),
             tokens: ints(tokens.iter().map(|&t| t as i32).collect()),
             slots: ints(positions.iter().map(slot).collect()),

@@ -53,7 +53,7 @@ struct Scratch {
 pub(crate) fn run(pool: &Pool, level: Simd, op: &Sample) -> Result<()> {
     op.check()?;
     let (logits, out) = (Rows::<f32>::of("sample", "logits", op.logits)?, View::<i32, 1>::of("sample", "out", op.out)?);
-    let params = Rows::<u8>::of("sample", "params", op.params)?;
+    let params = op.params.map(|p| Rows::<u8>::of("sample", "params", p)).transpose()?;
     let counts = op.counts.map(|c| Rows::<i32>::of("sample", "counts", c)).transpose()?;
     if op.logits.elements() == 0 {
         return Ok(());
@@ -63,7 +63,9 @@ pub(crate) fn run(pool: &Pool, level: Simd, op: &Sample) -> Result<()> {
             // SAFETY: in bounds by the contract; each sequence belongs to one chunk, and no two share a counts row. The
             // level is the backend's.
             unsafe {
-                let p: SampleParams = bytemuck::pod_read_unaligned(&params.row([seq, 0])[..size_of::<SampleParams>()]);
+                let p = params.map_or(SampleParams::GREEDY, |params| {
+                    bytemuck::pod_read_unaligned(&params.row([seq, 0])[..size_of::<SampleParams>()])
+                });
                 let counts = counts.filter(|c| (0..c.shape[0] as i32).contains(&p.counts_row));
                 let mut counts = counts.map(|c| c.row_mut([p.counts_row as usize, 0]));
                 let token = SCRATCH.with_borrow_mut(|s| draw(level, logits.row([seq, 0]), counts.as_deref(), &p, s));
