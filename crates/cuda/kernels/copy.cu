@@ -1,6 +1,7 @@
 // gather_rows:  out[n] = x[rows[n]]
 // kv_write:     k_cache, v_cache at slots[token] = k, v of the token
 // embed_dense:  out[t] = table[ids[t]] · scale, from a table of 16-bit numbers
+// copy_words:   dst = src, one of which may be page-locked memory of the host
 // to_f16:       out[t] = x[t] as F16, what is beyond its range as ±65504
 //
 // Bound by memory or latency.
@@ -87,6 +88,23 @@ template <class W, class T> __device__ void embed_dense(const EmbedDenseParams& 
         embed_dense<W, T>(p);                                                                                      \
     }
 #define EMBED_FROM(W, w) EMBED(W, w, float, f32) EMBED(W, w, f16, f16) EMBED(W, w, bf16, bf16)
+
+struct CopyWordsParams {
+    const uint32_t* src;
+    uint32_t* dst;
+    int words;
+    int from_host;  // the source is there before the kernel in front has ended
+};
+
+extern "C" __global__ void __launch_bounds__(256) copy_words(const __grid_constant__ CopyWordsParams p) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t word = 0;
+    if (p.from_host && at < p.words) word = p.src[at];
+    pdl_wait();
+    pdl_launch();
+    if (at >= p.words) return;
+    p.dst[at] = p.from_host ? word : p.src[at];
+}
 
 struct ToF16Params {
     const bf16* x;  // [tokens, cols], rows `x_stride` elements apart, 16-byte aligned

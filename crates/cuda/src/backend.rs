@@ -107,7 +107,7 @@ impl Backend for CudaBackend {
     fn upload(&self, dst: &Tensor, src: &[u8]) -> Result<()> {
         host::check_copy(dst, src.len())?;
         // SAFETY: the tensor lies within its storage and is as large as `src`.
-        unsafe { self.ring().upload(self.cx.stream(), storage::ptr(dst)?, src) }
+        unsafe { self.ring().upload(&self.cx, storage::ptr(dst)?, src) }
     }
 
     fn download(&self, src: &Tensor, dst: &mut [u8]) -> Result<()> {
@@ -203,11 +203,12 @@ impl Readback for CudaReadback {
     fn start(&mut self, src: &Tensor) -> Result<()> {
         // Whoever starts anew without having waited must not have two copies in one place.
         self.done.synchronize()?;
+        let to_host = self.memory.device_ptr();
         let dst = self.memory.as_mut_slice();
         self.used = src.bytes().min(dst.len());
         host::check_copy(src, self.used)?;
         // SAFETY: the tensor lies within its storage and is as large as the part; nobody reads that before `done`.
-        unsafe { self.cx.stream().copy_to_host(&mut dst[..self.used], storage::ptr(src)?)? };
+        unsafe { self.cx.copy_to_host(&mut dst[..self.used], to_host, storage::ptr(src)?)? };
         self.cx.stream().record(&self.done)
     }
 

@@ -12,8 +12,19 @@ use crate::linear::{Lt, Next};
 
 /// Scratch memory that one operation may use while it runs.
 const WORKSPACE_BYTES: usize = 128 << 20;
+/// Up to here kernels copy faster than the copy engine.
+const FEW_BYTES: usize = 128 << 10;
 /// Counters that are zero between operations.
 const COUNTER_BYTES: usize = 1 << 20;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CopyWordsParams {
+    src: DevicePtr,
+    dst: DevicePtr,
+    words: i32,
+    from_host: i32,
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -79,6 +90,47 @@ impl Context {
         within(&self.counters, 4 * count)
     }
 
+    /// Queues a copy to the device, from pinned memory at `from_host` if there are few bytes.
+    ///
+    /// # Safety
+    /// `dst` has `src.len()` bytes in live device memory, and `src`, whose address for kernels is `from_host`, stays as it is
+    /// until the copy has run.
+    ///
+    /// # Errors
+    /// When the launch is impossible.
+    pub unsafe fn copy_to_device(&self, dst: DevicePtr, src: &[u8], from_host: DevicePtr) -> Result<()> {
+        if !is_few(src.len(), dst, from_host) {
+            // SAFETY: the caller answers for both sides.
+            return unsafe { self.stream.copy_to_device(dst, src) };
+        }
+        // SAFETY: as above.
+        unsafe { self.copy_words(dst, from_host, src.len(), true) }
+    }
+
+    /// Queues a copy to pinned memory of the host, whose address for kernels is `to_host`.
+    ///
+    /// # Safety
+    /// `src` has `dst.len()` bytes in live device memory, and nobody touches `dst` until the copy has run.
+    ///
+    /// # Errors
+    /// When the launch is impossible.
+    pub unsafe fn copy_to_host(&self, dst: &mut [u8], to_host: DevicePtr, src: DevicePtr) -> Result<()> {
+        if !is_few(dst.len(), to_host, src) {
+            // SAFETY: the caller answers for both sides.
+            return unsafe { self.stream.copy_to_host(dst, src) };
+        }
+        // SAFETY: as above.
+        unsafe { self.copy_words(to_host, src, dst.len(), false) }
+    }
+
+    /// Between two steps the copy engine's two copies cost 15 µs, of which they run for 2: each engine waits for the other.
+    unsafe fn copy_words(&self, dst: DevicePtr, src: DevicePtr, bytes: usize, from_host: bool) -> Result<()> {
+        let words = bytes / 4;
+        let params = CopyWordsParams { src, dst, words: words as i32, from_host: from_host.into() };
+        // SAFETY: the caller answers for both sides.
+        unsafe { self.launch("copy", "copy_words", Grid::new(words.div_ceil(256), 256), &params) }
+    }
+
     /// cuBLASLt, opened by the first call; `None` when it is not installed or refuses to start.
     pub fn lt(&self) -> Option<&Lt> {
         self.lt.get_or_init(|| Lt::open(&self.stream).ok().flatten()).as_ref()
@@ -136,6 +188,10 @@ impl Context {
         modules.insert(stem, module.clone());
         Ok(module)
     }
+}
+
+fn is_few(bytes: usize, dst: DevicePtr, src: DevicePtr) -> bool {
+    bytes <= FEW_BYTES && bytes > 0 && (bytes as DevicePtr | dst | src).is_multiple_of(4)
 }
 
 fn within(buffer: &DeviceBuffer, bytes: usize) -> Result<DevicePtr> {

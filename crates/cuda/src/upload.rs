@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ferrum_kernels::Result;
 
 use crate::{
+    context::Context,
     driver::{Device, DevicePtr, Event, PinnedBuffer, Stream},
     lanes::Lanes,
 };
@@ -42,14 +43,15 @@ impl Ring {
         Ok(Self { chunks, current: 0, used: 0, landing: PinnedBuffer::new(device, CHUNK_BYTES)?, lanes: None })
     }
 
-    /// Queues a copy of `src`, which is free again on return, in the order of `stream`.
+    /// Queues a copy of `src`, which is free again on return, in the order of the operations.
     ///
     /// # Safety
     /// `dst` has `src.len()` bytes in live device memory.
     ///
     /// # Errors
     /// When an earlier operation on the stream failed.
-    pub unsafe fn upload(&mut self, stream: &Stream, dst: DevicePtr, src: &[u8]) -> Result<()> {
+    pub unsafe fn upload(&mut self, cx: &Context, dst: DevicePtr, src: &[u8]) -> Result<()> {
+        let stream = cx.stream();
         if src.len() >= LARGE_BYTES {
             let lanes = match &mut self.lanes {
                 Some(lanes) => lanes,
@@ -68,10 +70,12 @@ impl Ring {
             }
             let count = rest.len().min(CHUNK_BYTES - self.used);
             let (now, later) = rest.split_at(count);
-            let piece = &mut self.chunks[self.current].memory.as_mut_slice()[self.used..self.used + count];
+            let memory = &mut self.chunks[self.current].memory;
+            let from_host = memory.device_ptr() + self.used as DevicePtr;
+            let piece = &mut memory.as_mut_slice()[self.used..self.used + count];
             piece.copy_from_slice(now);
             // SAFETY: the caller answers for `dst`; the piece is left alone until the chunk's event has happened.
-            unsafe { stream.copy_to_device(dst, piece)? };
+            unsafe { cx.copy_to_device(dst, piece, from_host)? };
             dst += count as DevicePtr;
             rest = later;
             self.used = (self.used + count).next_multiple_of(ALIGN_BYTES);

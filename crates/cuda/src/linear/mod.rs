@@ -76,7 +76,7 @@ pub(crate) fn prepare(cx: &Context, ring: &mut Ring, weight: &Weight) -> Result<
             for piece in pieces(part) {
                 let piece = to_half(part.dtype, piece).map_err(|reason| Error::Weight { name: weight.name.clone(), reason })?;
                 // SAFETY: the buffer has room for the parts one behind the other.
-                unsafe { ring.upload(cx.stream(), at, &piece)? };
+                unsafe { ring.upload(cx, at, &piece)? };
                 at += piece.len() as DevicePtr;
             }
         }

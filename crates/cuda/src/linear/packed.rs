@@ -182,7 +182,7 @@ pub(super) fn prepare(cx: &Context, ring: &mut Ring, cols: usize, parts: &[Weigh
             let to = last.clamp(part_first, part_first + part.rows) - part_first;
             let bytes = &part.data.as_slice()[from * row_bytes..to * row_bytes];
             // SAFETY: the scratch memory has room for the piece's rows one behind the other.
-            unsafe { ring.upload(cx.stream(), at, bytes)? };
+            unsafe { ring.upload(cx, at, bytes)? };
             at += bytes.len() as DevicePtr;
             part_first += part.rows;
         }
