@@ -7,7 +7,7 @@ use ferrum_cpu::{CpuBackend, CpuOptions, Precision};
 use ferrum_engine::{Engine, EngineOptions, MemoryPlan, SamplingParams};
 use ferrum_kernels::{Backend, DType, ReferenceBackend};
 use ferrum_models::{
-    Checkpoint, Inspection,
+    Checkpoint, Inspection, ModelInfo,
     hub::{FilesKind, Hub, HubOptions, ModelRef},
     text::{EncodeOptions, Tokenizer},
 };
@@ -23,6 +23,8 @@ pub const DEFAULT_CONTEXT: usize = 4096;
 /// A model ready to answer.
 pub struct Session {
     pub engine: Engine,
+    /// With the number of parameters, which the engine does not know
+    pub info: ModelInfo,
     pub tokenizer: Arc<Tokenizer>,
     pub checkpoint: Checkpoint,
     /// What the model's files suggest
@@ -175,7 +177,7 @@ pub fn session(model: &str, hub: &HubArgs, engine: &EngineArgs, need: &Need) -> 
     };
     let engine = Engine::with_drafting_model(backend, loaded, drafting, options)?;
     checkpoint.weights().check()?;
-    Ok(Session { engine, tokenizer, checkpoint, sampling })
+    Ok(Session { engine, info: inspection.info, tokenizer, checkpoint, sampling })
 }
 
 /// # Errors

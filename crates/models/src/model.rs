@@ -54,6 +54,7 @@ pub struct ModelInfo {
     pub inner: usize,
     /// The longest context the checkpoint was trained or scaled for
     pub max_context: usize,
+    /// As counted by [`Checkpoint::inspect`](crate::Checkpoint::inspect); 0 in a model that is loaded
     pub parameters: u64,
 }
 

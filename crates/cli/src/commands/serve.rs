@@ -2,7 +2,7 @@
 //!
 //! The port is open before the model is loaded, so that `/health` tells that it is loading.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{io::IsTerminal, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
 use ferrum_server::{App, Served, Service, ToolFormat};
@@ -17,6 +17,7 @@ use crate::{
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Whoever read the log may have gone; that must not end a request.
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
+    let log = log.with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     if args.log_format == LogFormat::Json {
         // The fields of an event are those of its object.
         log.json().flatten_event(true).init()
@@ -69,12 +70,12 @@ fn load(args: &ServeArgs, app: &App) -> anyhow::Result<thread::JoinHandle<()>> {
     };
     let session = open::session(&args.model, &args.hub, &args.engine, &need)?;
     let template = session.tokenizer.chat_template_source().is_some().then(|| session.tokenizer.chat_template()).transpose()?;
-    let (info, max_context) = (session.engine.model_info().clone(), session.engine.max_context());
+    let max_context = session.engine.max_context();
     let backend = session.engine.backend().device().name;
     let (service, engine) = Service::start(session.engine).context("cannot start the engine's thread")?;
     app.ready(Served {
         name: args.served_model_name.clone().unwrap_or_else(|| args.model.clone()),
-        info,
+        info: session.info,
         pooling: session.checkpoint.pooling()?,
         tool_format: session.tokenizer.chat_template_source().and_then(ToolFormat::of_template),
         tokenizer: session.tokenizer,

@@ -97,6 +97,17 @@ fn a_line_of_the_log_is_one_object_with_the_request_in_its_trace() {
 }
 
 #[test]
+fn a_log_that_is_no_terminal_has_no_colours() {
+    let server = Server::start(&["--port", "0"]);
+    let answer = server.ask(&get("/model_info", ""));
+    let line = server.line("/model_info");
+    assert!(line.contains(" INFO request method=\"GET\"") && !line.contains('\x1b'), "{line:?}");
+    // The model behind it has been counted.
+    let info: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert!(info["parameters"].as_u64() > Some(0), "{info}");
+}
+
+#[test]
 fn the_log_tells_who_left_before_the_end() {
     let server = Server::start(&["--port", "0", "--log-format", "json"]);
     let request = |is_stream| complete(64, 240, is_stream);
