@@ -17,7 +17,8 @@ use crate::{
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     // Whoever read the log may have gone; that must not end a request.
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
-    let log = log.with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let log = log.with_ansi(std::io::stderr().is_terminal() && !no_color);
     if args.log_format == LogFormat::Json {
         // The fields of an event are those of its object.
         log.json().flatten_event(true).init()
