@@ -104,6 +104,12 @@ try {
   // Whose models speak to /v1/responses, or to /v1/chat/completions as `.chat`.
   await ai(createOpenAI(settings)("m"));
   await ai(createOpenAI(settings).chat("m"));
+  // It names what it takes to be stored, unless it is told that nothing is.
+  const turn = { model: createOpenAI(settings)("m"), temperature: 0, maxOutputTokens: 8, maxRetries: 0 };
+  const asked = { role: "user", content: "Say hello." };
+  const messages = [asked, ...(await generateText({ ...turn, messages: [asked] })).response.messages, { role: "user", content: "Again." }];
+  assert((await generateText({ ...turn, messages, providerOptions: { openai: { store: false } } })).text);
+  await assert.rejects(generateText({ ...turn, messages }), (e) => e.message.includes("store: false"));
   console.log("npm ai, @ai-sdk/openai ok");
 } finally {
   const ended = once(server, "exit");

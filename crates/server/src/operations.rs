@@ -136,7 +136,8 @@ pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>> {
     })))
 }
 
-/// The same as SGLang's older routers read it.
+/// The same as SGLang's routers read it, who take nothing but a list. vLLM's asks for an object here, which vLLM does not answer
+/// either, and balances by its own counts.
 pub async fn load(State(app): State<Arc<App>>) -> Result<Json<Value>> {
     let snapshot = running(&app)?;
     Ok(Json(json!([{

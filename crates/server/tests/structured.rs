@@ -235,6 +235,36 @@ async fn models_without_tools_of_their_own_are_told_of_them() {
     assert_eq!(calls(&post(&router, CHAT, with(ask(forced), tight(&router).await)).await.1), ["now"]);
 }
 
+/// FunctionGemma's calls are no JSON; what is in them follows the schema all the same, at every depth.
+#[tokio::test]
+async fn nested_arguments_are_forced_in_every_form() {
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "to": {"type": "object", "properties": {"y": {"$ref": "#/$defs/digit"}, "x": {"$ref": "#/$defs/digit"}}, "required": ["x", "y"], "additionalProperties": false},
+            "by": {"type": "array", "items": {"enum": ["air", "sea"]}, "minItems": 1, "maxItems": 2},
+        },
+        "required": ["to", "by"],
+        "additionalProperties": false,
+        "$defs": {"digit": {"type": "integer", "minimum": 0, "maximum": 9}},
+    });
+    let tools = json!([{"type": "function", "function": {"name": "go", "parameters": parameters}}]);
+    for format in [ToolFormat::Hermes, ToolFormat::FunctionGemma] {
+        let (_app, router) = served(format);
+        for seed in 0..4 {
+            let more = json!({"tools": tools, "tool_choice": "required", "seed": seed, "parallel_tool_calls": false});
+            let (status, answer) = post(&router, CHAT, with(ask(more), tight(&router).await)).await;
+            assert_eq!(status, StatusCode::OK, "{answer}");
+            let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+            let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+            let digit = |name: &str| arguments["to"][name].as_u64().is_some_and(|n| n < 10);
+            assert!(call["name"] == "go" && digit("x") && digit("y"), "{format:?}: {answer}");
+            let by = arguments["by"].as_array().unwrap();
+            assert!((1..=2).contains(&by.len()) && by.iter().all(|v| v == "air" || v == "sea"), "{format:?}: {answer}");
+        }
+    }
+}
+
 /// Where nothing is forced, a model that opens a call to a strict tool gets its arguments from the schema, and says what it
 /// wants else.
 #[tokio::test]
