@@ -123,42 +123,45 @@ impl Arena {
 
 /// Text → id: an open-addressing table of ids over the arena, so that 262,144 tokens need no allocation each.
 struct Index {
-    slots: Vec<u32>,
+    /// `upper half of the hash << 32 | id`: another text is nearly always told by its hash, without a look at the arena.
+    slots: Vec<u64>,
     hasher: RandomState,
 }
 
 impl Index {
+    const FREE: u64 = u64::MAX;
+
     fn with_capacity(count: usize) -> Self {
-        Self { slots: vec![NONE; (count * 2).next_power_of_two()], hasher: RandomState::new() }
+        Self { slots: vec![Self::FREE; (count * 2).next_power_of_two()], hasher: RandomState::new() }
     }
 
     /// Adds `id`, whose text is in `texts` already. Returns the id that has this text, if there is one.
     fn insert(&mut self, id: u32, texts: &Arena) -> Option<u32> {
-        let text = texts.get(id)?;
-        let mut at = self.start(text);
-        while self.slots[at] != NONE {
-            if texts.get(self.slots[at]) == Some(text) {
-                return Some(self.slots[at]);
+        match self.find(texts.get(id)?, texts) {
+            Ok(other) => Some(other),
+            Err((at, hash)) => {
+                self.slots[at] = hash | u64::from(id);
+                None
             }
-            at = (at + 1) & (self.slots.len() - 1);
         }
-        self.slots[at] = id;
-        None
     }
 
     fn get(&self, text: &[u8], texts: &Arena) -> Option<u32> {
-        let mut at = self.start(text);
-        while self.slots[at] != NONE {
-            if texts.get(self.slots[at]) == Some(text) {
-                return Some(self.slots[at]);
+        self.find(text, texts).ok()
+    }
+
+    /// The id of a text, or the free slot for it and its hash.
+    fn find(&self, text: &[u8], texts: &Arena) -> std::result::Result<u32, (usize, u64)> {
+        let hash = self.hasher.hash_one(text);
+        let (mut at, upper) = (hash as usize & (self.slots.len() - 1), hash >> 32 << 32);
+        while self.slots[at] != Self::FREE {
+            let id = self.slots[at] as u32;
+            if self.slots[at] >> 32 << 32 == upper && texts.get(id) == Some(text) {
+                return Ok(id);
             }
             at = (at + 1) & (self.slots.len() - 1);
         }
-        None
-    }
-
-    fn start(&self, text: &[u8]) -> usize {
-        self.hasher.hash_one(text) as usize & (self.slots.len() - 1)
+        Err((at, upper))
     }
 }
 

@@ -40,6 +40,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes `len` bytes and returns where they lie.
+    #[inline]
     pub(super) fn skip(&mut self, len: u64, field: &str) -> Result<Range<usize>, FileError> {
         let end = usize::try_from(len).ok().and_then(|len| self.at.checked_add(len)).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
@@ -49,6 +50,7 @@ impl<'a> Cursor<'a> {
         Ok(start..end)
     }
 
+    #[inline]
     pub(super) fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N], FileError> {
         let range = self.skip(N as u64, field)?;
         let mut out = [0; N];
@@ -60,11 +62,13 @@ impl<'a> Cursor<'a> {
         Ok(u32::from_le_bytes(self.array(field)?))
     }
 
+    #[inline]
     pub(super) fn u64(&mut self, field: &str) -> Result<u64, FileError> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
     /// A length and that many bytes; returns where the bytes lie.
+    #[inline]
     pub(super) fn string(&mut self, field: &str) -> Result<Range<usize>, FileError> {
         let len = self.u64(field)?;
         self.skip(len, field)
