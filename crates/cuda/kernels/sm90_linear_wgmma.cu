@@ -24,7 +24,12 @@
 //   256     6.4 µs (6.3)         6.2 µs (5.8)       8.9 µs (7.7)         8.3 µs (7.6)
 // At 8192 tokens the activation alone takes 227 µs behind cuBLASLt. Bands of 8 token groups, whose x stays in L2 while the
 // weight passes: 2793 µs instead of 2900 for the gated product.
-// Lost: sums of K parts sent to whoever finishes them, 256 x 128 tiles in clusters of 4 CTAs (of which 30 run at once, so that
+// At 256 tokens the products of an 8B in a row slow down as they run, whichever kernels they are: a layer of them took 202 µs
+// at first and 213 to 225 a second later, by cuBLASLt alone too (128 tokens: 172 throughout). Compare variants in turns.
+// Lost: equal runs of k-steps for all SMs (Stream-K), 256 tokens × 64 or 128 weight rows, rows on the M side, parts of a tile
+// exchanged through L2, with and without x shared by two CTAs: at 256 tokens 28.9, 21.8, 96.5, 57.8 and 482 µs at best. The
+// exchange takes 6 to 10 µs: qkv and the gated product are best without, on 96 and 112 SMs (31.8 and 107 with it on all 132).
+// Also lost: sums of K parts sent to whoever finishes them, 256 x 128 tiles in clusters of 4 CTAs (of which 30 run at once, so that
 // 32 take two rounds) and 256 x 64 in clusters of 2: 4096×14336 at 256 tokens 60 µs; copies shared by CR = 2 and 4 CTAs (4096×4096 at 64 tokens 16.1 µs instead of 14.1: the CTAs wait for each other
 // longer than L2 needs), 256 tokens a CTA (4096×14336 at 256 tokens 67 µs), a fence of the cluster at every release (three
 // times slower), one copy of all weight rows instead of two halves, and a producer that divides at every stage (25 µs
