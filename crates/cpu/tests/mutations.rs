@@ -7,13 +7,13 @@ use ferrum_kernels::{
     Backend, DType, DeviceInfo, PreparedWeight, Readback, Result, Storage, Tensor, Weight,
     ops::{
         ActMul, Activation, AddRmsNorm, Attention, Embed, Epilogue, GatherRows, KvWrite, Linear, LogitsMask, LogitsMaskRow, QkNorm,
-        RmsNorm, Rope, RopeKvWrite, RopeLayout, Sample, SampleParams, Softcap,
+        RmsNorm, Rope, RopeAttention, RopeKvWrite, RopeLayout, Sample, SampleParams, Softcap,
     },
     testkit,
 };
 
 /// One mistake: the operation it is in, and what is wrong.
-const MUTATIONS: [(&str, &str); 33] = [
+const MUTATIONS: [(&str, &str); 35] = [
     ("embed", "scale 1 % too large"),
     ("embed", "last token left out"),
     ("embed", "drawn ids ignored"),
@@ -41,6 +41,8 @@ const MUTATIONS: [(&str, &str); 33] = [
     ("attention", "window one too large"),
     ("attention", "soft cap left out"),
     ("attention", "sinks left out"),
+    ("rope_attention", "new tokens not seen"),
+    ("rope_attention", "new tokens not kept"),
     ("gather_rows", "first row for all"),
     ("softcap", "cap 1 % too large"),
     ("logits_mask", "biases left out"),
@@ -82,6 +84,18 @@ impl Mutant {
     fn i32s(&self, t: &Tensor, change: impl Fn(usize, i32) -> i32) -> Result<Tensor> {
         let values: Vec<i32> = self.sound.read_i32(t)?.into_iter().enumerate().map(|(n, v)| change(n, v)).collect();
         self.sound.tensor_i32(t.shape(), &values)
+    }
+
+    fn copy(&self, t: &Tensor) -> Result<Tensor> {
+        let copy = self.sound.zeros(t.dtype(), t.shape())?;
+        self.copy_to(t, &copy)?;
+        Ok(copy)
+    }
+
+    fn copy_to(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+        let mut bytes = vec![0; from.bytes()];
+        self.sound.download(from, &mut bytes)?;
+        self.sound.upload(to, &bytes)
     }
 
     /// `x` with its last `cols` columns zeroed.
@@ -243,6 +257,21 @@ impl Backend for Mutant {
         let softcap = op.softcap.filter(|_| !self.is("attention", "soft cap left out"));
         let sinks = op.sinks.filter(|_| !self.is("attention", "sinks left out"));
         self.sound.attention(&Attention { context_lens: &lens, window, softcap, sinks, ..*op })
+    }
+
+    fn rope_attention(&self, op: &RopeAttention) -> Result<()> {
+        let (k_cache, v_cache) = (&self.copy(op.heads.k_cache)?, &self.copy(op.heads.v_cache)?);
+        if self.is("rope_attention", "new tokens not kept") {
+            return self.sound.rope_attention(&RopeAttention { heads: RopeKvWrite { k_cache, v_cache, ..op.heads }, ..*op });
+        }
+        if !self.is("rope_attention", "new tokens not seen") {
+            return self.sound.rope_attention(op);
+        }
+        self.sound.rope_kv_write(&RopeKvWrite { k_cache, v_cache, ..op.heads })?;
+        let [q, ..] = op.heads.split();
+        self.sound.attention(&op.attention(&q))?;
+        self.copy_to(k_cache, op.heads.k_cache)?;
+        self.copy_to(v_cache, op.heads.v_cache)
     }
 
     fn gather_rows(&self, op: &GatherRows) -> Result<()> {

@@ -5,8 +5,8 @@
 
 struct AttnParams {
     const bf16* q;   // [tokens, heads, head_dim] bf16, tokens q_stride elements apart
-    const void* k_cache;      // [blocks, kv_heads, block_tokens, head_dim] bf16, f16 or f32
-    const void* v_cache;      // as k_cache
+    void* k_cache;            // [blocks, kv_heads, block_tokens, head_dim] bf16, f16 or f32
+    void* v_cache;            // as k_cache
     const int* block_tables;  // [seqs, max_blocks]
     const int* cu_seqlens;    // [seqs + 1]; null: every sequence has one query row
     const int* context_lens;  // [seqs], this step's tokens included

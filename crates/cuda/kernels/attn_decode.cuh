@@ -11,9 +11,14 @@
 // Then the warps are joined through shared memory, and the chunks of an item through global memory by the last CTA to
 // arrive, in the order of the context: results do not depend on which CTA that is.
 //
-// Before it waits for the kernel in front, it reads the lengths and the block tables and loads keys and values of earlier
-// steps. That is sound because the kernel in front is the one that writes the new keys and values, and that one lets this
-// one start only after its own wait: whatever came before it has ended.
+// rope_attention: the same behind the qkv projection itself, norms, rotary embedding and the new rows of the cache included
+// (attn_decode_heads.cuh): queries, new keys and new values of a chunk are changed on their way into shared memory.
+//
+// Before it waits for the kernel in front, it reads lengths, positions and block tables and loads keys and values of earlier
+// steps. That is sound although kernels in front may let their successors start before they have waited themselves: each
+// step begins with an embedding, which waits first. Whatever came before that kernel, the cache of earlier steps and the copies
+// of this step's lengths among it, has ended when any later one starts. New keys and values are read only after the wait,
+// or, with raw heads, never from the cache.
 //
 // Bound by memory: 4 · head_dim bytes of a token and KV head, 2.5 instructions per 16 bytes.
 //
@@ -31,127 +36,19 @@
 // and three CTAs on an SM for heads of 128: the same there, 10 % slower for 28/4 heads. The next chunk's first tiles loaded
 // while one is joined: 117.5, and 35.1 instead of 31.0 for batch 64 x 320. For batch 1, clusters of 8 CTAs joined through
 // distributed shared memory: 4.8 at 300, 13.0 at 2048.
+// rope_attention, µs of a whole Q4_K layer of the 8B at batch 1 and 300, 1000 and 4096 tokens of context: 51.9, 53.2, 60.1 where a small
+// block runs beside one of the products before and behind it; large ones 53.0, 55.4, 62.1; rope_kv_write and attn_decode 54.2,
+// 56.7, 63.2 (in a chain with a stand-in for the projection, 8B: batch 4 7.5 instead of 8.0, 16 13.5 for 14.2, 256 124.9 for
+// 125.4). Lost there: each lane its own sines, behind the wait, 53.6; the positions asked for after the keys, 54.0; clusters of 8
+// joined by stores into the shared memory of the first, 53.2 (and 66.9 at 4096); blocks of two warps 55.0.
 #pragma once
 
-#include "attention.cuh"
+#include "attn_decode_heads.cuh"
 
 namespace decode {
 
-template <typename T_, int HEAD_DIM_, int ROW_TILES_, int STAGES_>
-struct Tile {
-    using T = T_;
-    static constexpr int HEAD_DIM = HEAD_DIM_, ROW_TILES = ROW_TILES_, STAGES = STAGES_, WARPS = 4;
-    static constexpr int ROWS = 16 * ROW_TILES, TOKENS = 16 * WARPS, THREADS = 32 * WARPS;
-    // An odd number of 16-byte chunks per row: eight rows at one column meet no bank twice.
-    static constexpr int PITCH = HEAD_DIM + 8;
-    static constexpr int KEY_BYTES = 16 * PITCH * 2;
-    static constexpr int STAGE_BYTES = 2 * KEY_BYTES;
-    static constexpr int RING_BYTES = WARPS * STAGES * STAGE_BYTES;
-    static constexpr int SMEM_BYTES = RING_BYTES + WARPS * ROWS * 8 + 16;
-    // What starting and ending a chunk costs, in sixteenths of the time of a tile (measured: 2.5 tiles of 32 KB).
-    static constexpr int CHUNK_COST = 40 * 128 / HEAD_DIM;
-    // And what joining the chunks of an item costs.
-    static constexpr int JOIN_COST = CHUNK_COST;
-    static_assert(HEAD_DIM % 16 == 0, "an mma step takes 16 of the head's elements");
-    static_assert(STAGE_BYTES == 16 * PITCH * 4 && STAGES >= ROW_TILES, "a warp's ring, once read, holds its f32 outputs");
-};
-
-// What one sequence brings for each of its items; an item is one KV head and block of query rows.
-struct Span {
-    int context, rows, first_tile, tiles, row_blocks, items;
-};
-
-template <typename Tile>
-__device__ __forceinline__ Span span_of(const AttnParams& p, int seq) {
-    Span s;
-    s.context = p.context_lens[seq];
-    s.rows = query_rows_of(p, seq, s.context);
-    s.first_tile = p.window > 0 ? max(0, s.context - s.rows + 1 - p.window) / Tile::TOKENS : 0;
-    s.tiles = s.rows > 0 ? (s.context + Tile::TOKENS - 1) / Tile::TOKENS - s.first_tile : 0;
-    s.row_blocks = (s.rows * p.group + Tile::ROWS - 1) / Tile::ROWS;
-    s.items = s.row_blocks * p.kv_heads;
-    return s;
-}
-
-// The plan of a launch, the same in every warp of every CTA: an item of n tiles is cut into ceil(n / tiles) chunks; lane l
-// looks after sequences first .. last, whose chunks start at number `start`.
-struct Plan {
-    int tiles, chunks, first, last, start;
-};
-
-template <typename Tile>
-__device__ __forceinline__ Plan plan(const AttnParams& p) {
-    const int lane = threadIdx.x & 31, slots = gridDim.x;
-    Plan plan;
-    const int each = (p.seqs + 31) / 32;
-    plan.first = min(lane * each, p.seqs);
-    plan.last = min(plan.first + each, p.seqs);
-    int units = 0, items = 0, longest = 0;
-    for (int s = plan.first; s < plan.last; ++s) {
-        const Span span = span_of<Tile>(p, s);
-        units += span.tiles * span.items;
-        items += span.tiles > 0 ? span.items : 0;
-        longest = max(longest, span.tiles);
-    }
-    units = warp_add(units), items = max(warp_add(items), 1), longest = warp_largest(longest);
-    // Lane w - 1 weighs up w rounds of CTAs: as many chunks per item as fit in them, a fixed cost per chunk, and an eighth
-    // of a chunk for the slowest CTA of the last round.
-    const int mean = quick_divide_up(units, items), rounds = lane % 8 + 1;
-    const int cuts = min(quick_divide(rounds * slots, items), mean), tiles = quick_divide_up(mean, max(cuts, 1));
-    const unsigned cost = cuts == 0 ? 0x0fffffff : min(rounds * (16 * tiles + Tile::CHUNK_COST) + 2 * tiles + (tiles < mean ? Tile::JOIN_COST : 0), 0x0fffffff);
-    const int best = warp_least(cost << 3 | (rounds - 1)) & 7;
-    plan.tiles = max(__shfl_sync(FULL, tiles, best), 1);
-    // Uneven lengths: pieces small enough for the end to be even.
-    if (longest > mean + mean / 4) plan.tiles = min(plan.tiles, max(4, quick_divide(units, 4 * slots)));
-    // No more partial results than there is room for.
-    plan.tiles = p.max_chunks > items ? max(plan.tiles, quick_divide(units, p.max_chunks - items) + 1) : max(longest, 1);
-    int chunks = 0;
-    for (int s = plan.first; s < plan.last; ++s) {
-        const Span span = span_of<Tile>(p, s);
-        chunks += quick_divide_up(span.tiles, plan.tiles) * span.items;
-    }
-    int inclusive = chunks;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(FULL, inclusive, d);
-        if (lane >= d) inclusive += other;
-    }
-    plan.start = inclusive - chunks;
-    plan.chunks = __shfl_sync(FULL, inclusive, 31);
-    return plan;
-}
-
-// Tiles tile .. last_tile of an item, its chunk number `part` of `parts`; `base` is the number of its part 0.
-struct Chunk {
-    int seq, context, rows, head, row_block, tile, last_tile, base, part, parts;
-};
-
-template <typename Tile>
-__device__ __forceinline__ Chunk find(const AttnParams& p, const Plan& plan, int number) {
-    const unsigned before = __ballot_sync(FULL, plan.start <= number && plan.first < plan.last);
-    const int owner = 31 - __clz(before);
-    int seq = __shfl_sync(FULL, plan.first, owner), start = __shfl_sync(FULL, plan.start, owner);
-    for (;; ++seq) {
-        const Span span = span_of<Tile>(p, seq);
-        const int parts = quick_divide_up(span.tiles, plan.tiles), count = parts * span.items;
-        if (number < start + count) {
-            Chunk c;
-            const int item = quick_divide(number - start, parts);
-            c.seq = seq, c.context = span.context, c.rows = span.rows, c.parts = parts;
-            c.base = start + item * parts;
-            c.part = number - c.base;
-            c.head = quick_divide(item, span.row_blocks);
-            c.row_block = item - c.head * span.row_blocks;
-            c.tile = span.first_tile + quick_divide(c.part * span.tiles, parts);
-            c.last_tile = span.first_tile + quick_divide((c.part + 1) * span.tiles, parts);
-            return c;
-        }
-        start += count;
-    }
-}
-
-template <typename Tile>
-__device__ void attn_decode(const AttnParams& p) {
+template <typename Tile, typename Heads>
+__device__ void attn_decode(const AttnParams& p, const Heads& heads) {
     using T = typename Tile::T;
     constexpr int HEAD_DIM = Tile::HEAD_DIM, ROW_TILES = Tile::ROW_TILES, ROWS = Tile::ROWS, WARPS = Tile::WARPS;
     constexpr int PITCH = Tile::PITCH, TOKENS = Tile::TOKENS, THREADS = Tile::THREADS, STAGES = Tile::STAGES;
@@ -164,21 +61,25 @@ __device__ void attn_decode(const AttnParams& p) {
     const auto outputs_of = [&](int w, int t) { return reinterpret_cast<float*>(smem + (w * STAGES + t) * Tile::STAGE_BYTES); };
     const uint32_t ring = smem_address(smem + warp * STAGES * Tile::STAGE_BYTES);
 
+    [[maybe_unused]] Rows<Tile, Heads> raw(p, heads, smem + Tile::SMEM_BYTES);
     const Plan plan = decode::plan<Tile>(p);
     const ScoreScale score(p);
     const int block_mask = (1 << p.block_shift) - 1;
     bool waited = false;
+    // Whoever has nothing to do leaves at once, but for block 0: its wait is the whole kernel's.
+    if (blockIdx.x >= plan.chunks && blockIdx.x > 0) return;
     for (int number = blockIdx.x; number < plan.chunks;) {
         const Chunk chunk = find<Tile>(p, plan, number);
         const int min_end = chunk.context - chunk.rows + 1;
         const int min_start = p.window > 0 ? max(0, min_end - p.window) : 0, max_start = p.window > 0 ? max(0, chunk.context - p.window) : 0;
 
         // A warp takes 16 tokens of every tile and runs STAGES tiles ahead; lane l looks up the block of token l % 16.
+        const int loaded_end = Heads::RAW ? chunk.context - chunk.rows : chunk.context;
         int load_tile = chunk.tile, load_block;
         const auto look_up = [&]() {
             const int t = load_tile * TOKENS + warp * 16 + (lane & 15);
             load_block = -1;
-            if (load_tile < chunk.last_tile && t < chunk.context && t >= min_start)
+            if (load_tile < chunk.last_tile && t < loaded_end && t >= min_start)
                 load_block = p.block_tables[static_cast<long long>(chunk.seq) * p.max_blocks + (t >> p.block_shift)];
         };
         const auto issue = [&](int stage) {
@@ -207,10 +108,14 @@ __device__ void attn_decode(const AttnParams& p) {
             }
         };
         look_up();
+        if constexpr (Heads::RAW) {
+            raw.begin(chunk);
+            if (waited) raw.fetch();
+        }
         // What earlier steps wrote is there already: see the header.
 #pragma unroll 1
         for (int stage = 0; stage < STAGES; ++stage) {
-            if (!waited && !(load_tile < chunk.last_tile && load_tile * TOKENS + warp * 16 + 16 < min_end)) {
+            if (!Heads::RAW && !waited && !(load_tile < chunk.last_tile && load_tile * TOKENS + warp * 16 + 16 < min_end)) {
                 pdl_wait();
                 pdl_launch();
                 waited = true;
@@ -221,44 +126,60 @@ __device__ void attn_decode(const AttnParams& p) {
             pdl_wait();
             pdl_launch();
             waited = true;
+            if constexpr (Heads::RAW) raw.fetch();
+        }
+        if constexpr (Heads::RAW) {
+            raw.prepare(chunk);
+            __syncthreads();
+            raw.take(chunk);
         }
         // Chunks beyond the first of each CTA go to whoever is free. The ticket is drawn long before it is needed.
         unsigned ticket = 0;
         if (plan.chunks > gridDim.x && tid == 0) ticket = atomicAdd(p.tickets, 1);
 
-        // Query fragments straight from global memory: every warp reads the same few rows, all but the first from L1.
         const int first_token = first_token_of(p, chunk.seq);
         const int first_row = chunk.row_block * ROWS;  // rows are counted as token * group + head
         const int rows = min(ROWS, chunk.rows * p.group - first_row);
-        uint32_t qf[ROW_TILES][STEPS][4];
         int end[ROW_TILES][2];
 #pragma unroll
         for (int t = 0; t < ROW_TILES; ++t)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int row = first_row + t * 16 + h * 8 + g, token = quick_divide(row, p.group);
-                const bool valid = token < chunk.rows;
-                const bf16* from = p.q + (first_token + token) * p.q_stride + (chunk.head * p.group + row - token * p.group) * p.head_dim + q4 * 2;
+            for (int h = 0; h < 2; ++h)
+                end[t][h] = min(chunk.context - chunk.rows + 1 + quick_divide(first_row + t * 16 + h * 8 + g, p.group), chunk.context);
+        [[maybe_unused]] uint32_t qf[ROW_TILES][STEPS][4];
+        if constexpr (Heads::RAW) {
+            __syncthreads();
+        } else {
+            // Straight from global memory: every warp reads the same few rows, all but the first from L1.
 #pragma unroll
-                for (int k = 0; k < 2 * STEPS; ++k)
-                    qf[t][k / 2][2 * (k & 1) + h] = valid && k * 8 < p.head_dim ? *reinterpret_cast<const uint32_t*>(from + k * 8) : 0;
-                end[t][h] = min(chunk.context - chunk.rows + 1 + token, chunk.context);
-            }
+            for (int t = 0; t < ROW_TILES; ++t)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int row = first_row + t * 16 + h * 8 + g, token = quick_divide(row, p.group);
+                    const bool valid = token < chunk.rows;
+                    const bf16* from = p.q + (first_token + token) * p.q_stride + (chunk.head * p.group + row - token * p.group) * p.head_dim + q4 * 2;
+#pragma unroll
+                    for (int k = 0; k < 2 * STEPS; ++k)
+                        qf[t][k / 2][2 * (k & 1) + h] = from_bf16x2<T>(valid && k * 8 < p.head_dim ? *reinterpret_cast<const uint32_t*>(from + k * 8) : 0);
+                }
+        }
         if (tid == 0) shared[1] = gridDim.x + ticket;
 
         float o[ROW_TILES][2 * STEPS][4] = {}, top[ROW_TILES][2], sum[ROW_TILES][2] = {};
 #pragma unroll
-        for (int t = 0; t < ROW_TILES; ++t) {
-            top[t][0] = top[t][1] = -INFINITY;
-#pragma unroll
-            for (int k = 0; k < STEPS; ++k)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) qf[t][k][e] = from_bf16x2<T>(qf[t][k][e]);
-        }
+        for (int t = 0; t < ROW_TILES; ++t) top[t][0] = top[t][1] = -INFINITY;
         for (int tile = chunk.tile, stage = 0; tile < chunk.last_tile; ++tile, stage = stage + 1 == STAGES ? 0 : stage + 1) {
             const uint32_t keys = ring + stage * Tile::STAGE_BYTES, values = keys + Tile::KEY_BYTES;
             float s[ROW_TILES][2][4] = {};
+            const int first = tile * TOKENS + warp * 16;
             cp_async_wait<2 * STAGES - 1>();
+            if constexpr (Heads::RAW) {
+                if (first + 16 > loaded_end) {
+                    cp_async_wait<2 * STAGES - 2>();
+                    __syncwarp();
+                    raw.insert(chunk, first, smem + (warp * STAGES + stage) * Tile::STAGE_BYTES);
+                }
+            }
             __syncwarp();
 #pragma unroll
             for (int k = 0; k < STEPS; ++k) {
@@ -266,11 +187,11 @@ __device__ void attn_decode(const AttnParams& p) {
                 ldmatrix_x4(b, keys + (((lane & 7) + ((lane >> 4) << 3)) * PITCH + k * 16 + ((lane >> 3) & 1) * 8) * 2);
 #pragma unroll
                 for (int t = 0; t < ROW_TILES; ++t) {
+                    if constexpr (Heads::RAW) raw.load(qf[t][k], t, k);
                     mma_16x8x16<T>(s[t][0], qf[t][k], b[0], b[1]);
                     mma_16x8x16<T>(s[t][1], qf[t][k], b[2], b[3]);
                 }
             }
-            const int first = tile * TOKENS + warp * 16;
             const bool edge = first + 16 > min_end || first < max_start;
             uint32_t pf[ROW_TILES][4];
 #pragma unroll
@@ -421,5 +342,17 @@ __device__ void attn_decode(const AttnParams& p) {
 #define ATTN_DECODE(T, HEAD_DIM, ROW_TILES, STAGES, CTAS)                                                        \
     extern "C" __global__ void __launch_bounds__(128, CTAS)                                                      \
         attn_decode_##T##_hd##HEAD_DIM##_m##ROW_TILES##_s##STAGES(const __grid_constant__ AttnParams p) {        \
-        decode::attn_decode<decode::Tile<T, HEAD_DIM, ROW_TILES, STAGES>>(p);                                    \
+        decode::attn_decode<decode::Tile<T, HEAD_DIM, ROW_TILES, STAGES>>(p, decode::CachedHeads());             \
+    }
+
+struct RopeAttnParams {
+    AttnParams attention;  // q: q, k and v of each token, from the projection
+    HeadChange heads;
+};
+
+// The kernel `rope_attn_decode_T_hdHEAD_DIM_sSTAGES` of 16 rows, with CTAS of it on one SM.
+#define ROPE_ATTN_DECODE(T, HEAD_DIM, STAGES, CTAS)                                                              \
+    extern "C" __global__ void __launch_bounds__(128, CTAS)                                                      \
+        rope_attn_decode_##T##_hd##HEAD_DIM##_s##STAGES(const __grid_constant__ RopeAttnParams p) {              \
+        decode::attn_decode<decode::Tile<T, HEAD_DIM, 1, STAGES>>(p.attention, decode::RawHeads{p.heads});       \
     }

@@ -12,70 +12,41 @@
 #include "rotary.cuh"
 
 struct RopeKvWriteParams {
-    bf16* qkv;              // [tokens, heads + 2 * kv_heads, head_dim] bf16; q is rewritten
-    const float* q_weight;  // [head_dim] f32, null: no norm
-    const float* k_weight;  // [head_dim] f32, null: no norm
-    const float* inv_freq;  // [pairs] f32, null: no rotation
-    const int* positions;   // [tokens] i32
-    const int* slots;       // [tokens] i32, outside of the cache: not written
-    void* k_cache;          // [blocks, kv_heads, block_tokens, head_dim] C
-    void* v_cache;          // as k_cache
+    bf16* qkv;          // [tokens, heads + 2 * kv_heads, head_dim] bf16; q is rewritten
+    HeadChange change;  // but for `any`: as HeadPart wants it
+    const int* slots;   // [tokens] i32, outside of the cache: not written
+    void* k_cache;      // [blocks, kv_heads, block_tokens, head_dim] C
+    void* v_cache;      // as k_cache
     long long token_stride, head_stride;
     int heads, kv_heads;
-    int head_dim;     // but for `any`: a multiple of 8
-    int pairs;        // but for `any`: with halves a multiple of 8
-    int interleaved;  // 0: (i, i + pairs), 1: (2i, 2i + 1)
     int blocks, block_shift;
-    float eps, scale;
 };
 
-template <class C> __device__ __forceinline__ void store_row(C* to, const float (&x)[8]) {
-#pragma unroll
-    for (int first = 0; first < 8; first += Pack<C>::N) {
-        Pack<C> pack;
-#pragma unroll
-        for (int i = 0; i < Pack<C>::N; i++) pack.v[i] = from_f32<C>(x[first + i]);
-        store_pack(to + first, pack);
-    }
-}
-
 template <class C, int LANES> __device__ void rope_kv_write(const RopeKvWriteParams& p) {
-    const int lane = threadIdx.x % LANES, first = lane * 8;
-    const int heads_at_once = blockDim.x / LANES, all_heads = p.heads + 2 * p.kv_heads;
+    const HeadPart<LANES> part(p.change);
+    const int heads_at_once = blockDim.x / LANES, all_heads = p.heads + 2 * p.kv_heads, head_dim = p.change.head_dim;
     const int token = blockIdx.x;
-    const bool in_head = first < p.head_dim;
-    // Which elements this lane rotates, and the angle of each: with halves an element's partner lies in another lane.
-    const int half = p.pairs / 8;
-    const bool rotates = p.inv_freq && in_head && first < 2 * p.pairs;
-    const int partner = p.interleaved ? lane : lane < half ? lane + half : lane - half;
     float freq[8], q_weight[8], k_weight[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const int element = first + i, pair = p.interleaved ? element / 2 : element < p.pairs ? element : element - p.pairs;
-        freq[i] = rotates && element < 2 * p.pairs ? p.inv_freq[pair] : 0.0f;
-        q_weight[i] = p.q_weight && in_head ? p.q_weight[element] : 1.0f;
-        k_weight[i] = p.k_weight && in_head ? p.k_weight[element] : 1.0f;
+        freq[i] = part.turns(p.change, i) ? p.change.inv_freq[part.pair(p.change, i)] : 0.0f;
+        q_weight[i] = p.change.q_weight && part.in_head ? p.change.q_weight[part.first + i] : 1.0f;
+        k_weight[i] = p.change.k_weight && part.in_head ? p.change.k_weight[part.first + i] : 1.0f;
     }
     // In this order: decode attention, which runs behind this kernel, reads the cache before it waits, and relies on all
     // kernels in front of this one having ended.
     pdl_wait();
     pdl_launch();
-    const int position = p.positions[token], slot = p.slots[token];
-    const int block = slot >> p.block_shift;
+    const int slot = p.slots[token], block = slot >> p.block_shift;
     const bool cached = slot >= 0 && block < p.blocks;
-    float cosine[8], sine[8];
+    const int position = p.change.positions[token];
+    float2 turn[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float2 turn = rotation(position, freq[i]);
-        const bool turned = rotates && first + i < 2 * p.pairs;
-        const bool lower = p.interleaved ? i % 2 == 0 : lane < half;
-        cosine[i] = turned ? turn.x * p.scale : 1.0f;
-        sine[i] = turned ? turn.y * (lower ? -p.scale : p.scale) : 0.0f;
-    }
+    for (int i = 0; i < 8; i++) turn[i] = p.change.turn(position, freq[i]);
     for (int start = blockIdx.y * heads_at_once; start < all_heads; start += gridDim.y * heads_at_once) {
         const int head = start + threadIdx.x / LANES;
-        const bool mine = in_head && head < all_heads;
-        bf16* const at = p.qkv + token * p.token_stride + head * p.head_stride + first;
+        const bool mine = part.in_head && head < all_heads;
+        bf16* const at = p.qkv + token * p.token_stride + head * p.head_stride + part.first;
         float x[8] = {};
         if (mine) {
             const Pack<bf16> pack = load_pack(at);
@@ -83,32 +54,20 @@ template <class C, int LANES> __device__ void rope_kv_write(const RopeKvWritePar
             for (int i = 0; i < 8; i++) x[i] = to_f32(pack.v[i]);
         }
         const bool is_q = head < p.heads, is_v = head >= p.heads + p.kv_heads;
-        if (p.q_weight) {
-            float squares = 0.0f;
+        if (p.change.q_weight) {
+            float weight[8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) squares += x[i] * x[i];
-#pragma unroll
-            for (int offset = LANES / 2; offset > 0; offset /= 2) squares += __shfl_xor_sync(FULL, squares, offset);
-            const float factor = rsqrtf(squares / p.head_dim + p.eps);
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                if (!is_v) x[i] *= factor * (is_q ? q_weight[i] : k_weight[i]);
+            for (int i = 0; i < 8; i++) weight[i] = is_q ? q_weight[i] : k_weight[i];
+            part.norm(p.change, x, weight, !is_v);
         }
-        if (p.inv_freq) {
-            float other[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) other[i] = p.interleaved ? x[i ^ 1] : __shfl_sync(FULL, x[i], partner, LANES);
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                if (!is_v) x[i] = x[i] * cosine[i] + other[i] * sine[i];
-        }
+        if (p.change.inv_freq) part.rotate(p.change, x, turn, !is_v);
         if (!mine) continue;
         if (is_q) {
             store_row<bf16>(at, x);
         } else if (cached) {
             const int kv_head = is_v ? head - p.heads - p.kv_heads : head - p.heads;
             const long long row = ((static_cast<long long>(block) * p.kv_heads + kv_head) << p.block_shift) + (slot & ((1 << p.block_shift) - 1));
-            store_row<C>(static_cast<C*>(is_v ? p.v_cache : p.k_cache) + row * p.head_dim + first, x);
+            store_row<C>(static_cast<C*>(is_v ? p.v_cache : p.k_cache) + row * head_dim + part.first, x);
         }
     }
 }
@@ -127,32 +86,32 @@ template <class C> __device__ void rope_kv_write_any(const RopeKvWriteParams& p)
     float* const x = rows[warp];
     bf16* const at = p.qkv + token * p.token_stride + head * p.head_stride;
     float squares = 0.0f;
-    for (int i = lane; i < p.head_dim; i += WARP) {
+    for (int i = lane; i < p.change.head_dim; i += WARP) {
         x[i] = to_f32(at[i]);
         squares += x[i] * x[i];
     }
-    if (p.q_weight && !is_v) {
-        const float* const weight = is_q ? p.q_weight : p.k_weight;
-        const float factor = rsqrtf(warp_sum(squares) / p.head_dim + p.eps);
-        for (int i = lane; i < p.head_dim; i += WARP) x[i] *= factor * weight[i];
+    if (p.change.q_weight && !is_v) {
+        const float* const weight = is_q ? p.change.q_weight : p.change.k_weight;
+        const float factor = rsqrtf(warp_sum(squares) / p.change.head_dim + p.change.eps);
+        for (int i = lane; i < p.change.head_dim; i += WARP) x[i] *= factor * weight[i];
     }
     __syncwarp();
-    const int position = p.positions[token], slot = p.slots[token], block = slot >> p.block_shift;
-    for (int pair = lane; p.inv_freq && !is_v && pair < p.pairs; pair += WARP) {
-        const float2 turn = rotation(position, p.inv_freq[pair]);
-        const int low = p.interleaved ? 2 * pair : pair, high = p.interleaved ? 2 * pair + 1 : pair + p.pairs;
+    const int position = p.change.positions[token], slot = p.slots[token], block = slot >> p.block_shift;
+    for (int pair = lane; p.change.inv_freq && !is_v && pair < p.change.pairs; pair += WARP) {
+        const float2 turn = rotation(position, p.change.inv_freq[pair]);
+        const int low = p.change.interleaved ? 2 * pair : pair, high = p.change.interleaved ? 2 * pair + 1 : pair + p.change.pairs;
         const float a = x[low], b = x[high];
-        x[low] = (a * turn.x - b * turn.y) * p.scale;
-        x[high] = (a * turn.y + b * turn.x) * p.scale;
+        x[low] = (a * turn.x - b * turn.y) * p.change.scale;
+        x[high] = (a * turn.y + b * turn.x) * p.change.scale;
     }
     __syncwarp();
     if (is_q) {
-        for (int i = lane; i < p.head_dim; i += WARP) at[i] = from_f32<bf16>(x[i]);
+        for (int i = lane; i < p.change.head_dim; i += WARP) at[i] = from_f32<bf16>(x[i]);
     } else if (slot >= 0 && block < p.blocks) {
         const int kv_head = is_v ? head - p.heads - p.kv_heads : head - p.heads;
         const long long row = ((static_cast<long long>(block) * p.kv_heads + kv_head) << p.block_shift) + (slot & ((1 << p.block_shift) - 1));
-        C* const to = static_cast<C*>(is_v ? p.v_cache : p.k_cache) + row * p.head_dim;
-        for (int i = lane; i < p.head_dim; i += WARP) to[i] = from_f32<C>(x[i]);
+        C* const to = static_cast<C*>(is_v ? p.v_cache : p.k_cache) + row * p.change.head_dim;
+        for (int i = lane; i < p.change.head_dim; i += WARP) to[i] = from_f32<C>(x[i]);
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, Result, Storage, Tensor, Weight, host,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
+    ops::{
+        ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeAttention, RopeKvWrite, Sample,
+        Softcap,
+    },
 };
 
 use crate::{
@@ -159,6 +162,11 @@ impl Backend for CudaBackend {
 
     fn attention(&self, op: &Attention) -> Result<()> {
         attention::run(&self.cx, op)
+    }
+
+    fn rope_attention(&self, op: &RopeAttention) -> Result<()> {
+        op.check()?;
+        if attention::rope_attention(&self.cx, op)? { Ok(()) } else { op.unfused(self) }
     }
 
     fn gather_rows(&self, op: &GatherRows) -> Result<()> {

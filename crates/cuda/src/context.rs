@@ -14,6 +14,8 @@ use crate::linear::{Lt, Next};
 const WORKSPACE_BYTES: usize = 128 << 20;
 /// Up to here kernels copy faster than the copy engine.
 const FEW_BYTES: usize = 128 << 10;
+/// Of a multiprocessor.
+const REGISTERS: u32 = 64 << 10;
 /// Counters that are zero between operations.
 const COUNTER_BYTES: usize = 1 << 20;
 
@@ -37,6 +39,14 @@ pub(crate) struct Context {
     counters: DeviceBuffer,
     lt: OnceLock<Option<Lt>>,
     last_weight: Mutex<Option<Next>>,
+    last_block: Mutex<Block>,
+}
+
+/// What a block of a kernel occupies of a multiprocessor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Block {
+    registers: u32,
+    shared_bytes: usize,
 }
 
 impl Context {
@@ -56,6 +66,7 @@ impl Context {
             counters,
             lt: OnceLock::new(),
             last_weight: Mutex::default(),
+            last_block: Mutex::default(),
         })
     }
 
@@ -141,6 +152,14 @@ impl Context {
         self.last_weight.lock().unwrap_or_else(PoisonError::into_inner).replace(weight.clone())
     }
 
+    /// Whether a block of so many threads, registers each and bytes of shared memory runs beside one of the kernel launched last.
+    pub fn runs_beside_last(&self, threads: u32, registers: u32, shared_bytes: usize) -> bool {
+        let last = *self.last_block.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a block, 1 KiB is the system's; the first of the two has its own within what a block may have at most.
+        let room = self.device.attributes().block_shared_bytes.saturating_sub(last.shared_bytes);
+        shared_bytes + 1024 <= room && last.registers + threads * registers <= REGISTERS
+    }
+
     /// Whether `kernels/STEM.cu` is in this program and runs on this device.
     pub fn has(&self, stem: &str) -> bool {
         fatbin(stem).is_some() && (!stem.starts_with("sm90_") || self.device.is_hopper())
@@ -157,12 +176,20 @@ impl Context {
         {
             let kernels = self.kernels.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(kernel) = kernels.get(name) {
+                self.note(kernel, grid);
                 // SAFETY: the caller answers for the parameters.
                 return unsafe { kernel.launch(&self.stream, grid, params) };
             }
         }
+        let kernel = self.kernel(stem, name)?;
+        self.note(&kernel, grid);
         // SAFETY: as above.
-        unsafe { self.kernel(stem, name)?.launch(&self.stream, grid, params) }
+        unsafe { kernel.launch(&self.stream, grid, params) }
+    }
+
+    fn note(&self, kernel: &Kernel, grid: Grid) {
+        let block = Block { registers: grid.threads * kernel.registers(), shared_bytes: grid.shared_bytes as usize };
+        *self.last_block.lock().unwrap_or_else(PoisonError::into_inner) = block;
     }
 
     /// The kernel `name` of `kernels/STEM.cu`. The first call for a file loads it.

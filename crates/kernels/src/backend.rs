@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     DType, PreparedWeight, Result, Storage, Tensor, Weight,
-    ops::{ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeKvWrite, Sample, Softcap},
+    ops::{
+        ActMul, AddRmsNorm, Attention, Embed, GatherRows, KvWrite, Linear, LogitsMask, RmsNorm, Rope, RopeAttention, RopeKvWrite, Sample,
+        Softcap,
+    },
 };
 
 /// What a backend runs on, for people and for planning.
@@ -174,6 +177,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
         op.unfused(self)
     }
     fn attention(&self, op: &Attention) -> Result<()>;
+    /// One pass where there is a kernel for it; else its parts.
+    fn rope_attention(&self, op: &RopeAttention) -> Result<()> {
+        op.unfused(self)
+    }
     fn gather_rows(&self, op: &GatherRows) -> Result<()>;
     fn softcap(&self, op: &Softcap) -> Result<()>;
     fn logits_mask(&self, op: &LogitsMask) -> Result<()>;

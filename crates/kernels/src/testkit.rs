@@ -48,6 +48,9 @@ impl Tolerance {
     /// Probabilities from an exponential, and values read from a half-precision cache.
     pub const ATTENTION: Self = Self::same(Bound { max: 2e-5, nmse: 1e-11 }, Bound { max: 2e-2, nmse: 5e-5 });
 
+    /// As [`Tolerance::ATTENTION`], of keys and values that are rounded on their way: F32 may round the other way.
+    pub const ATTENTION_STORED: Self = Self::same(Self::STORED.f32, Self::ATTENTION.half);
+
     const fn same(f32: Bound, half: Bound) -> Self {
         Self { f32, half, int8: f32 }
     }

@@ -2,12 +2,14 @@
 
 mod naive;
 mod prefill_sm90;
+mod rope;
 mod tensor_core;
 mod tiles;
 
 use ferrum_kernels::{Result, ops::Attention};
 
 use crate::context::Context;
+pub(crate) use rope::rope_attention;
 use tiles::DECODE_QUERY_ROWS;
 
 /// Sequences of few query rows go to the kernel that splits the context, the others to a prefill kernel. Where the host

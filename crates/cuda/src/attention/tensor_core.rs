@@ -11,7 +11,7 @@ use crate::{
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct AttnParams {
+pub(super) struct AttnParams {
     q: DevicePtr,
     k_cache: DevicePtr,
     v_cache: DevicePtr,
@@ -61,18 +61,9 @@ pub(super) fn takes(cx: &Context, op: &Attention) -> Result<bool> {
 /// [`takes`] holds.
 pub(super) fn decode(cx: &Context, op: &Attention) -> Result<()> {
     let attributes = cx.device().attributes();
-    let mut params = params(op)?;
-    let rows = params.group as usize * op.max_query_len.min(DECODE_QUERY_ROWS);
+    let rows = op.q.shape()[1] / op.k_cache.shape()[1] * op.max_query_len.min(DECODE_QUERY_ROWS);
     let tile = DecodeTile::of(op.q.shape()[2], rows, attributes.block_shared_bytes).expect("`takes` holds");
-    let [out_bytes, state_bytes] = tile.partial_bytes();
-    if op.q.shape()[0] == op.context_lens.shape()[0] && op.max_query_len == 1 {
-        params.cu_seqlens = 0;
-    }
-    params.partial_out = cx.workspace(out_bytes + state_bytes)?;
-    params.partial_state = params.partial_out + out_bytes as DevicePtr;
-    params.tickets = cx.counters(2 + MAX_CHUNKS)?;
-    params.arrivals = params.tickets + 8;
-    (params.min_query_rows, params.max_query_rows) = (1, DECODE_QUERY_ROWS as i32);
+    let params = decode_params(cx, op, tile.partial_bytes())?;
     let grid = Grid { shared_bytes: tile.shared_bytes() as u32, ..Grid::new(tile.ctas(attributes.sms as usize), DecodeTile::THREADS) };
     // SAFETY: the contract and `takes` hold, so every tensor has the size and the layout that the kernel documents; what
     // the index tensors hold is the runner's to get right. The counters are zero, and the kernel sets them back.
@@ -82,6 +73,23 @@ pub(super) fn decode(cx: &Context, op: &Attention) -> Result<()> {
             _ => cx.launch("attn_decode_bf16", tile.bf16, grid, &params),
         }
     }
+}
+
+/// What `attn_decode.cuh` takes of an `op` that it [`takes`], with room for partial results.
+pub(super) fn decode_params(cx: &Context, op: &Attention, [out_bytes, state_bytes]: [usize; 2]) -> Result<AttnParams> {
+    let partial_out = cx.workspace(out_bytes + state_bytes)?;
+    let tickets = cx.counters(2 + MAX_CHUNKS)?;
+    let one_each = op.q.shape()[0] == op.context_lens.shape()[0] && op.max_query_len == 1;
+    let params = params(op)?;
+    Ok(AttnParams {
+        cu_seqlens: if one_each { 0 } else { params.cu_seqlens },
+        partial_out,
+        partial_state: partial_out + out_bytes as DevicePtr,
+        tickets,
+        arrivals: tickets + 8,
+        max_query_rows: DECODE_QUERY_ROWS as i32,
+        ..params
+    })
 }
 
 /// Attention of the sequences that have at least `min_query_rows` query rows; the rows of the others stay as they are.

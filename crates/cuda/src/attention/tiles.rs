@@ -8,7 +8,10 @@ const DECODE_WARPS: usize = 4;
 /// Pieces of context that partial results are kept for.
 pub(super) const MAX_CHUNKS: usize = 4096;
 
-/// An instance of `attn_decode`.
+/// Query rows of a sequence with new tokens in one tile, and new tokens of one: `RawRows` of `kernels/attn_decode_heads.cuh`.
+const RAW_ROWS: usize = 16;
+const RAW_TOKENS: usize = 4;
+/// An instance of `attn_decode` or `rope_attn_decode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DecodeTile {
     /// Heads may be shorter
@@ -19,6 +22,8 @@ pub(super) struct DecodeTile {
     stages: usize,
     /// CTAs that one multiprocessor runs at once, as its launch bounds say
     ctas_per_sm: usize,
+    /// Whether it takes heads as the projection left them: `rope_attn_decode`
+    raw: bool,
     pub bf16: &'static str,
     pub f16: &'static str,
 }
@@ -30,8 +35,23 @@ macro_rules! decode_tile {
             row_tiles: $row_tiles,
             stages: $stages,
             ctas_per_sm: $ctas_per_sm,
+            raw: false,
             bf16: concat!("attn_decode_bf16_hd", $head_dim, "_m", $row_tiles, "_s", $stages),
             f16: concat!("attn_decode_f16_hd", $head_dim, "_m", $row_tiles, "_s", $stages),
+        }
+    };
+}
+
+macro_rules! rope_decode_tile {
+    ($head_dim:literal, stages $stages:literal, ctas_per_sm $ctas_per_sm:literal) => {
+        DecodeTile {
+            head_dim: $head_dim,
+            row_tiles: 1,
+            stages: $stages,
+            ctas_per_sm: $ctas_per_sm,
+            raw: true,
+            bf16: concat!("rope_attn_decode_bf16_hd", $head_dim, "_s", $stages),
+            f16: concat!("rope_attn_decode_f16_hd", $head_dim, "_s", $stages),
         }
     };
 }
@@ -49,6 +69,31 @@ const DECODE_TILES: [DecodeTile; 9] = [
     decode_tile!(256, row_tiles 1, stages 1, ctas_per_sm 2),
 ];
 
+/// As [`DECODE_TILES`], for heads of exactly this size.
+const ROPE_DECODE_TILES: [DecodeTile; 3] = [
+    rope_decode_tile!(64, stages 3, ctas_per_sm 3),
+    rope_decode_tile!(128, stages 2, ctas_per_sm 2),
+    rope_decode_tile!(256, stages 1, ctas_per_sm 2),
+];
+/// For few sequences, where blocks are fewer than multiprocessors and only latency counts.
+const ROPE_DECODE_FEW: DecodeTile = rope_decode_tile!(256, stages 3, ctas_per_sm 1);
+const FEW_SEQS: usize = 4;
+/// Small enough for a multiprocessor that a block of another kernel occupies; slower than the others on one of its own.
+const ROPE_DECODE_BESIDE: DecodeTile = rope_decode_tile!(128, stages 1, ctas_per_sm 1);
+/// Its launch bounds allow no more.
+const BESIDE_REGISTERS: u32 = 128;
+
+/// What `rope_attention` wants of an instance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawShape {
+    pub head_dim: usize,
+    /// Query heads of a KV head
+    pub group: usize,
+    pub seqs: usize,
+    /// Most new tokens of a sequence
+    pub tokens: usize,
+}
+
 impl DecodeTile {
     pub const THREADS: u32 = 32 * DECODE_WARPS as u32;
 
@@ -61,14 +106,28 @@ impl DecodeTile {
         if rows > first.rows() { wider.or(Some(first)) } else { Some(first) }
     }
 
+    /// As [`Self::of`], for heads as the projection left them. `beside` says whether a block of so many threads, registers each and
+    /// bytes of shared memory runs beside one of the kernel in front.
+    pub fn of_raw(shape: &RawShape, shared_bytes: usize, beside: impl Fn(u32, u32, usize) -> bool) -> Option<&'static Self> {
+        if shape.tokens > RAW_TOKENS || shape.tokens * shape.group > RAW_ROWS {
+            return None;
+        }
+        let fits = |t: &&Self| t.head_dim == shape.head_dim && t.shared_bytes() <= shared_bytes;
+        let few = [&ROPE_DECODE_FEW].into_iter().filter(|_| shape.seqs <= FEW_SEQS);
+        let small =
+            [&ROPE_DECODE_BESIDE].into_iter().filter(|t| shape.seqs == 1 && beside(Self::THREADS, BESIDE_REGISTERS, t.shared_bytes()));
+        small.chain(few).chain(&ROPE_DECODE_TILES).find(fits)
+    }
+
     fn rows(&self) -> usize {
         16 * self.row_tiles
     }
 
-    /// `Tile::SMEM_BYTES` of the kernel.
+    /// `Tile::SMEM_BYTES` of the kernel, with raw heads and `RawRows::BYTES`.
     pub fn shared_bytes(&self) -> usize {
-        let stage = 2 * 16 * (self.head_dim + 8) * 2;
-        DECODE_WARPS * self.stages * stage + DECODE_WARPS * self.rows() * 8 + 16
+        let row = (self.head_dim + 8) * 2;
+        let raw = (RAW_ROWS + 2 * RAW_TOKENS) * row + RAW_TOKENS * self.head_dim * 4;
+        DECODE_WARPS * self.stages * 2 * 16 * row + DECODE_WARPS * self.rows() * 8 + 16 + if self.raw { raw } else { 0 }
     }
 
     /// CTAs of a launch: those that the device runs at once. They share out the context among themselves.
@@ -168,8 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn raw_heads_are_decoded_where_they_fit() {
+        let raw = |head_dim, group, seqs, tokens, room| {
+            let shape = RawShape { head_dim, group, seqs, tokens };
+            DecodeTile::of_raw(&shape, 227 << 10, |_, _, bytes| bytes <= room).map(|t| t.bf16)
+        };
+        assert_eq!(raw(128, 16, 1, 1, 0), Some("rope_attn_decode_bf16_hd128_s2"));
+        assert_eq!(raw(128, 4, 1, 4, 64 << 10), Some("rope_attn_decode_bf16_hd128_s1"));
+        assert_eq!(raw(128, 4, 2, 1, 64 << 10), Some("rope_attn_decode_bf16_hd128_s2"));
+        assert_eq!(
+            [4, 5].map(|seqs| raw(256, 4, seqs, 1, 0)),
+            ["s3", "s1"].map(|s| Some(format!("rope_attn_decode_bf16_hd256_{s}"))).each_ref().map(Option::as_deref)
+        );
+        assert_eq!([raw(128, 1, 1, 5, 0), raw(128, 5, 1, 4, 0), raw(120, 1, 1, 1, 0), raw(96, 1, 1, 1, 0)], [None; 4]);
+        for shared_bytes in SHARED_BYTES {
+            for head_dim in [64, 128, 256] {
+                let shape = RawShape { head_dim, group: 8, seqs: 1, tokens: 1 };
+                assert!(DecodeTile::of_raw(&shape, shared_bytes, |_, _, _| false).unwrap().shared_bytes() <= shared_bytes);
+            }
+        }
+    }
+
+    #[test]
     fn decode_tiles_fill_a_multiprocessor() {
-        for tile in DECODE_TILES {
+        for tile in DECODE_TILES.into_iter().chain(ROPE_DECODE_TILES).chain([ROPE_DECODE_FEW, ROPE_DECODE_BESIDE]) {
             // A block takes 1 KiB more than it asks for.
             assert!(tile.ctas_per_sm * (tile.shared_bytes() + 1024) <= 228 << 10, "{tile:?}");
             assert!(tile.stages >= tile.row_tiles, "{tile:?}: the kernel joins its warps in the ring");

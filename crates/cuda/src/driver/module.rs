@@ -46,8 +46,10 @@ impl Module {
         let (mut offset, mut param_bytes) = (0, 0);
         // SAFETY: a valid kernel; the driver writes two integers.
         check(name, unsafe { sys::cuFuncGetParamInfo(raw, 0, &mut offset, &mut param_bytes) })?;
-        let mut kernel = Kernel { module: self.clone(), raw, name: name.into(), param_bytes, architecture: 0 };
+        let mut kernel = Kernel { module: self.clone(), raw, name: name.into(), param_bytes, architecture: 0, registers: 0 };
         kernel.architecture = kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? as u32;
+        // They are dealt out to warps in units of 256: eight for each thread.
+        kernel.registers = (kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)? as u32).next_multiple_of(8);
         let most = self.device.attributes().block_shared_bytes as i32
             - kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
         if most > DEFAULT_SHARED_BYTES as i32 {
@@ -55,6 +57,11 @@ impl Module {
             // SAFETY: a valid kernel, and no more than the device has.
             check(name, unsafe { sys::cuFuncSetAttribute(raw, attribute, most) })?;
         }
+        // A multiprocessor divides its memory between L1 and shared anew only when it is empty. As all kernels ask for the same, the
+        // next one's blocks start beside those of the one before: 1.5 µs of a layer of 54 with decode attention between products.
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: a valid kernel; the value is a percentage.
+        check(name, unsafe { sys::cuFuncSetAttribute(raw, attribute, 100) })?;
         Ok(kernel)
     }
 }
@@ -100,6 +107,7 @@ pub struct Kernel {
     name: Arc<str>,
     param_bytes: usize,
     architecture: u32,
+    registers: u32,
 }
 
 // SAFETY: a handle into a module that is never changed.
@@ -165,6 +173,11 @@ impl Kernel {
     /// leaves out below an architecture is missing then, whatever the device.
     pub fn architecture(&self) -> u32 {
         self.architecture
+    }
+
+    /// Registers that each of its threads occupies.
+    pub fn registers(&self) -> u32 {
+        self.registers
     }
 
     /// How many of its blocks one multiprocessor runs at once.

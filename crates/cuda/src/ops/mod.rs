@@ -16,7 +16,7 @@ pub(crate) use kv_write::kv_write;
 pub(crate) use logits_mask::logits_mask;
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope::rope;
-pub(crate) use rope_kv_write::{fuses_rope_kv_write, rope_kv_write};
+pub(crate) use rope_kv_write::{HeadChange, fuses_rope_kv_write, in_packs, rope_kv_write};
 pub(crate) use sample::sample;
 pub(crate) use softcap::softcap;
 

@@ -11,14 +11,26 @@ use crate::{
     storage::{has_packs, ptr, ptr_or_null, stride},
 };
 
+/// Of `kernels/rotary.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct RopeKvWriteParams {
-    qkv: DevicePtr,
+pub(crate) struct HeadChange {
     q_weight: DevicePtr,
     k_weight: DevicePtr,
     inv_freq: DevicePtr,
     positions: DevicePtr,
+    head_dim: i32,
+    pairs: i32,
+    interleaved: i32,
+    eps: f32,
+    scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RopeKvWriteParams {
+    qkv: DevicePtr,
+    change: HeadChange,
     slots: DevicePtr,
     k_cache: DevicePtr,
     v_cache: DevicePtr,
@@ -26,13 +38,8 @@ struct RopeKvWriteParams {
     head_stride: i64,
     heads: i32,
     kv_heads: i32,
-    head_dim: i32,
-    pairs: i32,
-    interleaved: i32,
     blocks: i32,
     block_shift: i32,
-    eps: f32,
-    scale: f32,
 }
 
 const THREADS: usize = 128;
@@ -70,8 +77,24 @@ pub(crate) fn fuses_rope_kv_write(op: &RopeKvWrite) -> bool {
         && op.v_cache.is_contiguous()
 }
 
-/// Whether threads can own 16 bytes of a head each, and of its rotated half.
-fn in_packs(op: &RopeKvWrite) -> Result<bool> {
+impl HeadChange {
+    pub fn of(op: &RopeKvWrite) -> Result<Self> {
+        Ok(Self {
+            q_weight: ptr_or_null(op.qk_norm.map(|n| n.q))?,
+            k_weight: ptr_or_null(op.qk_norm.map(|n| n.k))?,
+            inv_freq: ptr_or_null(op.rotation.map(|r| r.inv_freq))?,
+            positions: ptr(op.positions)?,
+            head_dim: op.qkv.shape()[2] as i32,
+            pairs: op.rotation.map_or(0, |r| r.inv_freq.shape()[0]) as i32,
+            interleaved: op.rotation.is_some_and(|r| r.layout == RopeLayout::Pairs).into(),
+            eps: op.qk_norm.map_or(0.0, |n| n.eps),
+            scale: op.rotation.map_or(1.0, |r| r.scale),
+        })
+    }
+}
+
+/// Whether threads can own 16 bytes of a head each, and of its rotated half: `HeadPart` of the kernel.
+pub(crate) fn in_packs(op: &RopeKvWrite) -> Result<bool> {
     let whole = |r: Rotation| r.layout == RopeLayout::Pairs || r.inv_freq.shape()[0].is_multiple_of(PACK);
     Ok(op.qkv.shape()[2] <= 32 * PACK && op.rotation.is_none_or(whole) && has_packs(&[op.qkv, op.k_cache, op.v_cache])?)
 }
@@ -82,10 +105,7 @@ pub(crate) fn rope_kv_write(cx: &Context, op: &RopeKvWrite) -> Result<()> {
     let [cache_blocks, kv_heads, block_tokens] = [0, 1, 2].map(|axis| op.k_cache.shape()[axis]);
     let params = RopeKvWriteParams {
         qkv: ptr(op.qkv)?,
-        q_weight: ptr_or_null(op.qk_norm.map(|n| n.q))?,
-        k_weight: ptr_or_null(op.qk_norm.map(|n| n.k))?,
-        inv_freq: ptr_or_null(op.rotation.map(|r| r.inv_freq))?,
-        positions: ptr(op.positions)?,
+        change: HeadChange::of(op)?,
         slots: ptr(op.slots)?,
         k_cache: ptr(op.k_cache)?,
         v_cache: ptr(op.v_cache)?,
@@ -93,13 +113,8 @@ pub(crate) fn rope_kv_write(cx: &Context, op: &RopeKvWrite) -> Result<()> {
         head_stride: stride(op.qkv, 1),
         heads: op.heads as i32,
         kv_heads: kv_heads as i32,
-        head_dim: head_dim as i32,
-        pairs: op.rotation.map_or(0, |r| r.inv_freq.shape()[0]) as i32,
-        interleaved: op.rotation.is_some_and(|r| r.layout == RopeLayout::Pairs).into(),
         blocks: cache_blocks as i32,
         block_shift: block_tokens.ilog2() as i32,
-        eps: op.qk_norm.map_or(0.0, |n| n.eps),
-        scale: op.rotation.map_or(1.0, |r| r.scale),
     };
     let (cache, packs) = (op.k_cache.dtype(), in_packs(op)?);
     let (lanes, kernel) = match head_dim {

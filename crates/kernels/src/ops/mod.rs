@@ -11,6 +11,7 @@ mod linear;
 mod logits_mask;
 mod rms_norm;
 mod rope;
+mod rope_attention;
 mod rope_kv_write;
 mod sample;
 mod softcap;
@@ -25,6 +26,7 @@ pub use linear::{Epilogue, Linear, Norm};
 pub use logits_mask::{LogitBias, LogitsMask, LogitsMaskRow};
 pub use rms_norm::RmsNorm;
 pub use rope::{Rope, RopeLayout};
+pub use rope_attention::RopeAttention;
 pub use rope_kv_write::{QkNorm, RopeKvWrite, Rotation};
 pub use sample::{Sample, SampleParams, gumbel, philox, token_noise};
 pub use softcap::Softcap;
@@ -44,6 +46,7 @@ pub fn cases() -> Vec<Case> {
         logits_mask::cases(),
         rms_norm::cases(),
         rope::cases(),
+        rope_attention::cases(),
         rope_kv_write::cases(),
         sample::cases(),
         softcap::cases(),

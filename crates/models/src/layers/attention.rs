@@ -97,22 +97,17 @@ impl Attention {
         let (qkv, out) = (step.rows(&step.scratch.qkv), step.rows(&step.scratch.attention));
         step.backend.linear(&ops::Linear { norm, ..self.qkv.op(x, &qkv) })?;
         let (k_cache, v_cache) = &step.kv.layers[self.layer];
-        let heads = ops::RopeKvWrite {
-            qkv: &qkv.split_heads(o.head_dim),
-            heads: o.heads,
-            qk_norm: self.qk_norm.as_ref().map(|[q, k]| ops::QkNorm { q: &q.weight, k: &k.weight, eps: q.eps }),
-            rotation: o.rotary.as_ref().map(|r| ops::Rotation { inv_freq: &r.inv_freq, layout: r.layout, scale: r.scale }),
-            positions: &batch.positions,
-            slots: &batch.slots,
-            k_cache,
-            v_cache,
-        };
-        step.backend.rope_kv_write(&heads)?;
-        let [q, ..] = heads.split();
-        step.backend.attention(&ops::Attention {
-            q: &q,
-            k_cache,
-            v_cache,
+        step.backend.rope_attention(&ops::RopeAttention {
+            heads: ops::RopeKvWrite {
+                qkv: &qkv.split_heads(o.head_dim),
+                heads: o.heads,
+                qk_norm: self.qk_norm.as_ref().map(|[q, k]| ops::QkNorm { q: &q.weight, k: &k.weight, eps: q.eps }),
+                rotation: o.rotary.as_ref().map(|r| ops::Rotation { inv_freq: &r.inv_freq, layout: r.layout, scale: r.scale }),
+                positions: &batch.positions,
+                slots: &batch.slots,
+                k_cache,
+                v_cache,
+            },
             block_tables: &batch.block_tables,
             cu_seqlens: &batch.cu_seqlens,
             context_lens: &batch.context_lens,

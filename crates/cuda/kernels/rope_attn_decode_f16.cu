@@ -1,0 +1,8 @@
+// rope_attn_decode_f16_*:  see attn_decode.cuh
+#include "attn_decode.cuh"
+
+ROPE_ATTN_DECODE(f16, 64, 3, 3)
+ROPE_ATTN_DECODE(f16, 128, 1, 4)
+ROPE_ATTN_DECODE(f16, 128, 2, 2)
+ROPE_ATTN_DECODE(f16, 256, 1, 2)
+ROPE_ATTN_DECODE(f16, 256, 3, 1)
