@@ -69,6 +69,8 @@ pub struct Stats {
 pub struct StepStats {
     pub tokens: usize,
     pub sequences: usize,
+    /// Whether it did nothing but decode: neither the step that it issued nor the one that it brought home had tokens of prompts
+    pub is_decode: bool,
     pub host_time: Duration,
     pub device_time: Duration,
 }
@@ -284,6 +286,8 @@ impl Engine {
         }
         self.stats.last_step.tokens = plan.tokens.len();
         self.stats.last_step.sequences = plan.seqs.len();
+        let is_decode = plan.is_decode() && self.flight.as_ref().is_none_or(|(before, _)| before.is_decode());
+        self.stats.last_step.is_decode = is_decode;
         let issued = match () {
             () if plan.is_empty() => Ok(()),
             () if plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(Active::is_masked)) => {

@@ -4,9 +4,16 @@
 //! for one token more than asked for: the first one belongs to the prompt. `pp` is prompt tokens by the time until every
 //! sequence has its first token, `tg` the tokens after that by the rest of the time. `output` is all generated tokens by
 //! the whole time. `decode` is the pure decode step: the median time of the steps that brought a token of every sequence and
-//! did nothing else.
+//! did nothing else. The host's time of a step is what it does while the device works or waits; steps that only decode are
+//! told from those with prompts, whose operations are issued one by one.
 
-use std::{collections::HashSet, fmt::Write, fs, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    fmt::Write,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{anyhow, bail};
 use ferrum_engine::{Engine, Event, Request, Stats};
@@ -79,6 +86,7 @@ struct Run {
     samples: Vec<Sample>,
     /// Of the host, on average
     host_us_per_step: f64,
+    host: HostTimes,
     /// Draft tokens computed, and those that were right
     drafts: (u64, u64),
 }
@@ -87,28 +95,33 @@ fn measure(engine: &mut Engine, args: &BenchArgs, batch: usize) -> anyhow::Resul
     let mut random = Random::new(0x5EED);
     let mut samples = Vec::with_capacity(args.repetitions);
     let mut before = engine.stats();
+    let mut host = HostTimes::default();
     for i in 0..=args.repetitions {
         if output::status_visible() {
             eprint!("\x1b[2K\r{}", if i == 0 { "warm-up".to_owned() } else { format!("repetition {i} of {}", args.repetitions) });
         }
-        let sample = repetition(engine, args, batch, &mut random)?;
+        let sample = repetition(engine, args, batch, &mut Measured { random: &mut random, host: &mut host })?;
         if i > 0 {
             samples.push(sample);
         } else {
             before = engine.stats();
+            host = HostTimes::default();
         }
     }
     if output::status_visible() {
         eprint!("\x1b[2K\r");
     }
     let after = engine.stats();
-    let host = after.host_time - before.host_time;
+    let host_time = after.host_time - before.host_time;
+    host.decode.sort_unstable();
+    host.prompt.sort_unstable();
     let drafts = |stats: &Stats| (stats.counts.draft_tokens, stats.counts.accepted_tokens);
     let (drafts, drafts_before) = (drafts(&after), drafts(&before));
     Ok(Run {
         batch,
         samples,
-        host_us_per_step: host.as_secs_f64() * 1e6 / (after.steps - before.steps).max(1) as f64,
+        host_us_per_step: host_time.as_secs_f64() * 1e6 / (after.steps - before.steps).max(1) as f64,
+        host,
         drafts: (drafts.0 - drafts_before.0, drafts.1 - drafts_before.1),
     })
 }
@@ -130,6 +143,7 @@ impl Run {
             "output": {"tok_s": speed(self.spread(|s| s.output_tok_s))},
             "decode": {"step_ms": finite(step_ms), "tok_s": finite(1000.0 * self.batch as f64 / step_ms)},
             "host_us_per_step": self.host_us_per_step,
+            "host": {"decode": HostTimes::to_json(&self.host.decode), "prompt": HostTimes::to_json(&self.host.prompt)},
             "drafts": {"computed": self.drafts.0, "accepted": self.drafts.1},
             "ttft_s": self.spread(|s| s.ttft_s)[1],
         });
@@ -151,8 +165,12 @@ impl Run {
         let step_ms = self.spread(|s| s.decode_step_ms);
         if step_ms[1].is_finite() {
             let [slow, median, fast] = [2, 1, 0].map(|n| 1000.0 * self.batch as f64 / step_ms[n]);
-            let note = format!("  steps of {:.3} ms, {:.0} µs of the host", step_ms[1], self.host_us_per_step);
-            line("decode".into(), [slow, median, fast], note)?;
+            line("decode".into(), [slow, median, fast], format!("  steps of {:.3} ms", step_ms[1]))?;
+        }
+        for (name, times) in [("decode", &self.host.decode), ("prompt", &self.host.prompt)] {
+            if let (Some(median), Some(p99)) = (quantile_us(times, 0.5), quantile_us(times, 0.99)) {
+                writeln!(text, "{:>10}  {median:.0} µs of each {name} step (median), {p99:.0} µs at most in 99 of 100", "host")?;
+            }
         }
         if self.drafts.0 > 0 {
             let part = 100.0 * self.drafts.1 as f64 / self.drafts.0 as f64;
@@ -160,6 +178,34 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// What the host did in each step: in the end in ascending order.
+#[derive(Default)]
+struct HostTimes {
+    /// Of steps that only decode
+    decode: Vec<Duration>,
+    /// Of the others
+    prompt: Vec<Duration>,
+}
+
+impl HostTimes {
+    fn to_json(times: &[Duration]) -> Value {
+        let quantile = |part| quantile_us(times, part).map_or(Value::Null, Value::from);
+        json!({"steps": times.len(), "median_us": quantile(0.5), "p99_us": quantile(0.99)})
+    }
+}
+
+/// The time in µs that `part` of the times, which ascend, do not exceed; `None`: there are none.
+fn quantile_us(times: &[Duration], part: f64) -> Option<f64> {
+    let index = (times.len() as f64 * part) as usize;
+    times.get(index.min(times.len().saturating_sub(1))).map(|time| time.as_secs_f64() * 1e6)
+}
+
+/// What goes through all repetitions.
+struct Measured<'a> {
+    random: &'a mut Random,
+    host: &'a mut HostTimes,
 }
 
 fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
@@ -180,25 +226,25 @@ fn engine(args: &BenchArgs) -> anyhow::Result<(Engine, String)> {
     Ok((open::session(&model, &args.hub, &args.engine, &need)?.engine, model))
 }
 
-fn repetition(engine: &mut Engine, args: &BenchArgs, batch: usize, random: &mut Random) -> anyhow::Result<Sample> {
+fn repetition(engine: &mut Engine, args: &BenchArgs, batch: usize, Measured { random, host }: &mut Measured) -> anyhow::Result<Sample> {
     engine.clear_cache();
     let vocab = engine.model_info().vocab;
     let mut tokens = |n: usize| (0..n).map(|_| random.below(vocab) as u32).collect::<Vec<u32>>();
     let before: Vec<Vec<u32>> = (0..batch).map(|_| tokens(args.depth)).collect();
     if args.depth > 0 {
         let fill = before.iter().map(|prompt| request(prompt.clone(), 1)).collect();
-        run_all(engine, fill)?;
+        run_all(engine, fill, &mut HostTimes::default())?;
     }
     // One more than asked for: the first token belongs to the prompt.
     let requests = before.into_iter().map(|depth| request([depth, tokens(args.prompt)].concat(), args.generate as u64 + 1)).collect();
-    run_all(engine, requests)
+    run_all(engine, requests, host)
 }
 
 fn request(prompt: Vec<u32>, max_tokens: u64) -> Request {
     Request { max_tokens: Some(max_tokens), ignore_eos: true, ..Request::new(prompt) }
 }
 
-fn run_all(engine: &mut Engine, requests: Vec<Request>) -> anyhow::Result<Sample> {
+fn run_all(engine: &mut Engine, requests: Vec<Request>, host: &mut HostTimes) -> anyhow::Result<Sample> {
     let count = requests.len();
     let mut prompt_tokens: usize = requests.iter().map(|r| r.prompt.len()).sum();
     let started = Instant::now();
@@ -212,6 +258,11 @@ fn run_all(engine: &mut Engine, requests: Vec<Request>) -> anyhow::Result<Sample
     while engine.has_work() {
         engine.step_into(&mut events)?;
         let now = started.elapsed().as_secs_f64();
+        let step = engine.stats().last_step;
+        if step.tokens > 0 {
+            let times = if step.is_decode { &mut host.decode } else { &mut host.prompt };
+            times.push(step.host_time);
+        }
         let (mut tokens, mut began) = (0, 0);
         for event in events.drain(..) {
             match event {
@@ -296,5 +347,14 @@ mod tests {
         let samples = [4.0, 1.0, 3.0, 2.0].map(sample);
         assert_eq!(spread(&samples, |s| s.ttft_s), [1.0, 2.5, 4.0]);
         assert_eq!(spread(&samples[..3], |s| s.ttft_s), [1.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_times() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_micros).collect();
+        assert_eq!(quantile_us(&times, 0.5).map(f64::round), Some(101.0));
+        assert_eq!(quantile_us(&times, 0.99).map(f64::round), Some(199.0));
+        assert_eq!(quantile_us(&times[..1], 0.99).map(f64::round), Some(1.0));
+        assert_eq!(quantile_us(&[], 0.5), None);
     }
 }
