@@ -67,6 +67,8 @@ pub struct BlockPool {
     first_unused: u32,
     last_unused: u32,
     unused: usize,
+    /// Of the unused ones, those that are cached
+    cached: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,7 @@ impl BlockPool {
             first_unused: NIL,
             last_unused: NIL,
             unused: 0,
+            cached: 0,
         };
         (0..blocks).for_each(|block| pool.push_back(block));
         pool
@@ -124,7 +127,7 @@ impl BlockPool {
 
     /// Blocks that are unused and cached.
     pub fn cached(&self) -> usize {
-        self.blocks.iter().filter(|b| b.users == 0 && b.content != Content::Blank).count()
+        self.cached
     }
 
     /// A block for one user with undefined contents: a blank one, or the cached one that was used longest ago.
@@ -299,6 +302,8 @@ impl BlockPool {
         ensure(self.last_unused == previous, "the list of unused blocks ends elsewhere".into())?;
         let unused = self.blocks.iter().filter(|b| b.users == 0).count();
         ensure(seen == unused && self.unused == unused, format!("{unused} unused blocks, {seen} listed, {} counted", self.unused))?;
+        let cached = self.blocks.iter().filter(|b| b.users == 0 && b.content != Content::Blank).count();
+        ensure(cached == self.cached, format!("{cached} unused blocks cached, {} counted", self.cached))?;
         let (mut full, mut tails) = (0, 0);
         for (id, block) in (0u32..).zip(&self.blocks) {
             match block.content {
@@ -346,7 +351,10 @@ impl BlockPool {
 
     /// Takes a block out of the cache.
     fn forget(&mut self, block: BlockId) {
-        match std::mem::replace(&mut self.blocks[block as usize].content, Content::Blank) {
+        let entry = &mut self.blocks[block as usize];
+        let content = std::mem::replace(&mut entry.content, Content::Blank);
+        self.cached -= usize::from(entry.users == 0 && content != Content::Blank);
+        match content {
             Content::Blank => {}
             Content::Full { parent, hash, prefix } => {
                 self.full.remove(&(parent, hash));
@@ -366,7 +374,7 @@ impl BlockPool {
     }
 
     fn unlink(&mut self, block: BlockId) {
-        let Block { previous, next, .. } = self.blocks[block as usize];
+        let Block { previous, next, content, .. } = self.blocks[block as usize];
         match self.blocks.get_mut(previous as usize) {
             Some(b) => b.next = next,
             None => self.first_unused = next,
@@ -376,6 +384,7 @@ impl BlockPool {
             None => self.last_unused = previous,
         }
         self.unused -= 1;
+        self.cached -= usize::from(content != Content::Blank);
     }
 
     fn push_front(&mut self, block: BlockId) {
@@ -400,6 +409,7 @@ impl BlockPool {
         let entry = &mut self.blocks[block as usize];
         (entry.previous, entry.next) = (previous, next);
         self.unused += 1;
+        self.cached += usize::from(entry.content != Content::Blank);
     }
 }
 

@@ -121,7 +121,7 @@ impl DraftingModel {
         if self.plan.is_empty() {
             return Ok(());
         }
-        self.runner.issue(&self.plan, &Issue { params: &self.params, counts: None, states: false, logits: false })?;
+        self.runner.issue(&self.plan, &Issue { params: Some(&self.params), counts: None, states: false, logits: false })?;
         self.runner.wait()
     }
 }

@@ -83,10 +83,11 @@ pub struct Engine {
     pub(crate) scheduler: Scheduler,
     pub(crate) runner: Runner,
     pub(crate) sizes: Sizes,
-    end_tokens: Vec<u32>,
+    end_tokens: Arc<[u32]>,
     /// By tag
     active: Vec<Option<Active>>,
     free_tags: Vec<usize>,
+    needs: Needs,
     counts: CountRows,
     seeds: RandomState,
     submitted: u64,
@@ -120,13 +121,50 @@ struct Active {
     biases: Vec<LogitBias>,
     constraint: Option<Constraint>,
     reader: Option<PromptReader>,
-    /// Whether some of its tokens have been in a step
-    is_started: bool,
 }
 
 impl Active {
     fn is_masked(&self) -> bool {
         self.constraint.is_some() || !self.biases.is_empty()
+    }
+}
+
+/// How many active requests need more than their likeliest tokens. Where nobody does, a step need not look at them.
+#[derive(Debug, Default)]
+struct Needs {
+    /// Their tokens are drawn by parameters, from logits
+    params: usize,
+    /// Grammars or biases
+    masks: usize,
+    logprobs: usize,
+    /// Something of the prompt
+    reading: usize,
+    /// What becomes of their tokens changes what is drawn next: grammars, penalties
+    states: usize,
+}
+
+impl Needs {
+    fn of(active: &Active) -> [bool; 5] {
+        let penalties = active.history.is_some();
+        [
+            penalties || active.params.temperature != 0.0 || active.logprobs.is_some(),
+            active.is_masked(),
+            active.logprobs.is_some(),
+            active.reader.is_some(),
+            penalties || active.constraint.is_some(),
+        ]
+    }
+
+    fn counts(&mut self) -> [&mut usize; 5] {
+        [&mut self.params, &mut self.masks, &mut self.logprobs, &mut self.reading, &mut self.states]
+    }
+
+    fn add(&mut self, active: &Active) {
+        self.counts().into_iter().zip(Self::of(active)).for_each(|(count, needs)| *count += usize::from(needs));
+    }
+
+    fn remove(&mut self, active: &Active) {
+        self.counts().into_iter().zip(Self::of(active)).for_each(|(count, needs)| *count -= usize::from(needs));
     }
 }
 
@@ -170,9 +208,10 @@ impl Engine {
             scheduler: Scheduler::new(limits, pool),
             runner,
             sizes,
-            end_tokens: options.end_tokens,
+            end_tokens: options.end_tokens.into(),
             active: Vec::new(),
             free_tags: Vec::new(),
+            needs: Needs::default(),
             counts: CountRows::default(),
             seeds: RandomState::new(),
             submitted: 0,
@@ -224,7 +263,9 @@ impl Engine {
         });
         match self.scheduler.submit(NewSequence { speculates, ..request.into_sequence(&self.end_tokens, tag) }) {
             Ok(id) => {
-                self.active[tag] = Some(Active { id, params, history, logprobs, biases, constraint, reader, is_started: false });
+                let active = Active { id, params, history, logprobs, biases, constraint, reader };
+                self.needs.add(&active);
+                self.active[tag] = Some(active);
                 Ok(id)
             }
             Err(error) => {
@@ -277,20 +318,14 @@ impl Engine {
                 self.counts.forget(history);
             }
         }
-        self.started.clear();
-        for planned in &plan.seqs {
-            if let Some(active) = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id && !a.is_started) {
-                active.is_started = true;
-                self.started.push(planned.id);
-            }
-        }
+        self.started.clone_from(&plan.started);
         self.stats.last_step.tokens = plan.tokens.len();
         self.stats.last_step.sequences = plan.seqs.len();
         let is_decode = plan.is_decode() && self.flight.as_ref().is_none_or(|(before, _)| before.is_decode());
         self.stats.last_step.is_decode = is_decode;
         let issued = match () {
             () if plan.is_empty() => Ok(()),
-            () if plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(Active::is_masked)) => {
+            () if self.needs.masks > 0 && plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(Active::is_masked)) => {
                 self.issue_masked(&plan, events, &mut result)
             }
             () => self.issue(&plan),
@@ -387,10 +422,12 @@ impl Engine {
 
     /// Uploads a plan and issues its operations.
     fn issue(&mut self, plan: &Plan) -> Result<()> {
-        self.fill_params(plan)?;
+        if self.needs.params > 0 {
+            self.fill_params(plan)?;
+        }
         let issuing = Instant::now();
-        let (params, counts) = (&self.params[..], self.counts.tensor());
-        let (states, logits) = (self.reads_prompts(plan), self.wants_logprobs(plan));
+        let params = (self.needs.params > 0).then_some(&self.params[..]);
+        let (counts, states, logits) = (self.counts.tensor(), self.reads_prompts(plan), self.wants_logprobs(plan));
         self.runner.issue(plan, &Issue { params, counts, states, logits })?;
         if !self.overlapped {
             self.stats.last_step.device_time += issuing.elapsed();
@@ -495,7 +532,8 @@ impl Engine {
 
     /// The log-probabilities that requests of a step asked for, with their rows: the model's own, before any mask.
     fn read_logprobs(&mut self, plan: &Plan) -> Result<()> {
-        for (row, (planned, _)) in plan.sampling().enumerate() {
+        let sampling = if self.needs.logprobs > 0 { Some(plan.sampling()) } else { None };
+        for (row, (planned, _)) in sampling.into_iter().flatten().enumerate() {
             let of_request = self.active[planned.tag].as_ref().filter(|a| a.id == planned.id);
             let Some(count) = of_request.and_then(|a| a.logprobs) else { continue };
             let token = self.runner.tokens().get(row).copied().unwrap_or_default();
@@ -511,16 +549,19 @@ impl Engine {
 
     /// Whether a step draws a token whose log-probability is wanted.
     fn wants_logprobs(&self, plan: &Plan) -> bool {
-        plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()))
+        self.needs.logprobs > 0 && plan.sampling().any(|(p, _)| self.active_of(p).is_some_and(|a| a.logprobs.is_some()))
     }
 
     /// Whether a step computes something of a prompt that is to be read.
     fn reads_prompts(&self, plan: &Plan) -> bool {
         let reader = |p: &PlannedSequence| self.active[p.tag].as_ref().filter(|a| a.id == p.id)?.reader.as_ref();
-        plan.seqs.iter().filter_map(reader).any(PromptReader::is_reading)
+        self.needs.reading > 0 && plan.seqs.iter().filter_map(reader).any(PromptReader::is_reading)
     }
 
     fn read_prompts(&mut self, plan: &Plan, events: &mut Vec<Event>) -> Result<()> {
+        if self.needs.reading == 0 {
+            return Ok(());
+        }
         let mut first_row = 0;
         for &PlannedSequence { id, tag, tokens, .. } in &plan.seqs {
             let rows = first_row..first_row + tokens;
@@ -539,11 +580,9 @@ impl Engine {
             let (id, tag) = (outcome.id, outcome.tag);
             let mut end = None;
             if let Some(token) = outcome.token {
-                if let Some(constraint) = self.active[tag].as_mut().and_then(|a| a.constraint.as_mut()) {
-                    end = end_of(constraint.take(token));
-                }
-                if let Some(history) = self.active[tag].as_mut().and_then(|a| a.history.as_mut()) {
-                    history.output.push(token);
+                if let Some(active) = if self.needs.states > 0 { self.active[tag].as_mut() } else { None } {
+                    end = active.constraint.as_mut().and_then(|constraint| end_of(constraint.take(token)));
+                    active.history.iter_mut().for_each(|history| history.output.push(token));
                 }
                 while logprobs.next_if(|(row, _)| *row < outcome.row).is_some() {}
                 let logprobs = logprobs.next_if(|(row, _)| *row == outcome.row).map(|(_, l)| l);
@@ -561,6 +600,7 @@ impl Engine {
 
     fn forget(&mut self, tag: usize) {
         if let Some(active) = self.active[tag].take() {
+            self.needs.remove(&active);
             if let Some(mut history) = active.history {
                 self.counts.forget(&mut history);
             }

@@ -1,6 +1,6 @@
 //! The engine's options, and the sizes that follow from them.
 
-use ferrum_kernels::{Backend, DType};
+use ferrum_kernels::{Backend, DType, ops::SampleParams};
 use ferrum_models::ModelInfo;
 
 use crate::{
@@ -129,7 +129,8 @@ impl Sizes {
     pub fn index_elements(&self) -> usize {
         let table = self.max_seqs * self.table_width();
         let arrays = [self.max_step_tokens; 3].into_iter().chain([self.max_seqs + 1, self.max_seqs, table, self.max_logit_rows]);
-        arrays.map(|len| len.next_multiple_of(INDEX_ALIGN)).sum()
+        let params = (self.max_samples() + 1) * size_of::<SampleParams>() / size_of::<i32>();
+        arrays.map(|len| len.next_multiple_of(INDEX_ALIGN)).sum::<usize>() + params
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Plan {
     pub seqs: Vec<PlannedSequence>,
     /// Tags of requests that lost their blocks to others and wait to be computed anew
     pub preempted: Vec<usize>,
+    /// Requests of which nothing was in a step before
+    pub started: Vec<RequestId>,
     /// `[tokens]` ids; `−1 − n` stands for the `n`-th token that the step before draws
     pub tokens: Vec<i32>,
     /// `[tokens]`
@@ -83,6 +85,7 @@ impl Plan {
         Self {
             seqs: Vec::with_capacity(max_seqs),
             preempted: Vec::with_capacity(max_seqs),
+            started: Vec::with_capacity(max_seqs),
             tokens: Vec::with_capacity(max_step_tokens),
             positions: Vec::with_capacity(max_step_tokens),
             slots: Vec::with_capacity(max_step_tokens),
@@ -106,7 +109,7 @@ impl Plan {
 
     /// Tokens that are sampled.
     pub fn samples(&self) -> usize {
-        self.seqs.iter().map(|s| s.samples).sum()
+        self.logit_rows.len()
     }
 
     /// For each token that is sampled, in the order of the logits: its sequence, and its number as in
@@ -137,17 +140,22 @@ impl Plan {
     pub(crate) fn push(&mut self, segment: &Segment) {
         let Segment { tokens, drafts, drawn, range, logits, blocks, block_tokens } = segment;
         let first_row = self.tokens.len();
+        // One division for each segment: there are hundreds of one token each.
+        let (mut block, mut place) = (range.start / block_tokens, range.start % block_tokens);
         for position in range.clone() {
             let known = tokens.get(position).or_else(|| drafts.get(position - tokens.len()));
+            if place == *block_tokens {
+                (block, place) = (block + 1, 0);
+            }
             self.tokens.push(known.map_or(*drawn, |&token| token as i32));
             self.positions.push(position as i32);
-            self.slots.push((blocks[position / block_tokens] as usize * block_tokens + position % block_tokens) as i32);
+            self.slots.push((blocks[block] as usize * block_tokens + place) as i32);
+            place += 1;
         }
         self.logit_rows.extend(logits.clone().map(|position| (first_row + position - range.start) as i32));
         self.cu_seqlens.push(self.tokens.len() as i32);
         self.context_lens.push(range.end as i32);
-        let used = range.end.div_ceil(*block_tokens);
-        self.block_tables.extend(blocks[..used].iter().map(|&b| b as i32));
+        self.block_tables.extend(blocks[..=block].iter().map(|&b| b as i32));
         self.block_tables.resize(self.context_lens.len() * self.table_width, 0);
         self.max_query_len = self.max_query_len.max(range.len());
     }

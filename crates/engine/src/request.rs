@@ -1,5 +1,7 @@
 //! A request, and the one place where its numbers are checked.
 
+use std::sync::Arc;
+
 use ferrum_kernels::ops::{LogitBias, SampleParams};
 use ferrum_models::Pooling;
 
@@ -186,11 +188,13 @@ impl Request {
     }
 
     /// The part for the scheduler, of a validated request; whether it speculates is for the caller to say.
-    pub(crate) fn into_sequence(self, end_tokens: &[u32], tag: usize) -> NewSequence {
-        let mut stop_tokens = self.stop_tokens;
-        if !self.ignore_eos {
-            stop_tokens.extend_from_slice(end_tokens);
-        }
+    pub(crate) fn into_sequence(self, end_tokens: &Arc<[u32]>, tag: usize) -> NewSequence {
+        // Every step looks at these, and those of all requests are in one place where they are the same.
+        let stop_tokens = match (self.ignore_eos, self.stop_tokens.is_empty()) {
+            (false, true) => Arc::clone(end_tokens),
+            (false, false) => [&self.stop_tokens[..], end_tokens].concat().into(),
+            (true, _) => self.stop_tokens.into(),
+        };
         NewSequence {
             // Only what goes through the model can be read.
             reuses: matches!(self.read_prompt, None | Some(ReadPrompt::Embedding(Pooling::Last))),

@@ -40,8 +40,8 @@ pub(crate) struct Runner {
 
 /// What a step takes besides its plan.
 pub(crate) struct Issue<'a> {
-    /// Those of the sampled rows
-    pub params: &'a [SampleParams],
+    /// Those of the sampled rows; `None`: they are all greedy, and nobody reads logits
+    pub params: Option<&'a [SampleParams]>,
     pub counts: Option<&'a Tensor>,
     /// Whether the hidden states are read afterwards, before the next step is issued
     pub states: bool,
@@ -57,7 +57,9 @@ struct Device {
     scratch: Scratch,
     /// `[index_elements]` I32: all arrays of a step, one behind the other, so that one copy brings them
     index: Tensor,
-    /// `[max_samples, size_of::<SampleParams>()]` U8
+    /// The same memory as rows of sampling parameters, `[…, size_of::<SampleParams>()]` U8
+    index_params: Tensor,
+    /// `[max_samples, size_of::<SampleParams>()]` U8: those of steps with masks, which come later
     params: Tensor,
     /// `[max_samples]` I32: what the last step drew
     drawn: Tensor,
@@ -73,8 +75,8 @@ struct Landing {
 enum Draw<'a> {
     /// All rows greedy, without penalties: with the output head, without logits
     Greedy,
-    /// By the parameters that were uploaded
-    Params(Option<&'a Tensor>),
+    /// By these parameters, and the occurrences of tokens
+    Params(&'a [SampleParams], Option<&'a Tensor>),
     /// Not with the forward pass
     Later,
 }
@@ -84,6 +86,10 @@ impl Runner {
     /// When memory is short.
     pub fn new(backend: Arc<dyn Backend>, model: Arc<dyn Model>, sizes: &Sizes) -> Result<Self> {
         let info = model.info();
+        let index_bytes = sizes.index_elements() * size_of::<i32>();
+        let index = backend.alloc(index_bytes)?;
+        let index_params =
+            Tensor::new(Arc::clone(&index), DType::U8, &[index_bytes / size_of::<SampleParams>(), size_of::<SampleParams>()])?;
         let params_shape = [sizes.max_samples(), size_of::<SampleParams>()];
         let landing =
             || -> Result<Landing> { Ok(Landing { readback: backend.readback(sizes.max_samples() * DType::I32.block_bytes())?, rows: 0 }) };
@@ -99,7 +105,8 @@ impl Runner {
             device: Device {
                 kv: KvCache::new(&*backend, info, sizes.kv_dtype, sizes.blocks, sizes.block_tokens)?,
                 scratch: Scratch::new(&*backend, info, sizes.max_step_tokens, sizes.max_logit_rows)?,
-                index: backend.zeros(DType::I32, &[sizes.index_elements()])?,
+                index: Tensor::new(index, DType::I32, &[sizes.index_elements()])?,
+                index_params,
                 params: backend.zeros(DType::U8, &params_shape)?,
                 drawn: backend.zeros(DType::I32, &[sizes.max_samples()])?,
                 backend,
@@ -121,19 +128,18 @@ impl Runner {
     /// # Errors
     /// When the device fails.
     pub fn issue(&mut self, plan: &Plan, &Issue { params, counts, states, logits }: &Issue) -> Result<()> {
-        let rows = params.len();
-        let greedy = !logits && params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0);
-        if !greedy {
-            self.device.backend.upload(&self.device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
-        }
-        let draw = if greedy { Draw::Greedy } else { Draw::Params(counts) };
+        let rows = plan.samples();
+        let draw = match params {
+            Some(params) if logits || !params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0) => Draw::Params(params, counts),
+            _ => Draw::Greedy,
+        };
         self.states = None;
         if plan.is_decode() && self.graphs.is_some() && !states {
             self.issue_decode(plan, draw)?;
         } else {
-            let batch = Batch { greedy, ..self.upload(plan, None)? };
+            let (batch, params) = self.upload(plan, None, draw)?;
             self.device.forward(&batch)?;
-            self.device.sample(rows, draw)?;
+            self.device.draw(rows, draw, &params)?;
             if states {
                 self.states = Some(self.device.states(&batch)?);
             }
@@ -150,7 +156,7 @@ impl Runner {
         if plan.is_decode() && self.graphs.is_some() && !states {
             return self.issue_decode(plan, Draw::Later);
         }
-        let batch = self.upload(plan, None)?;
+        let (batch, _) = self.upload(plan, None, Draw::Later)?;
         self.device.forward(&batch)?;
         if states {
             self.states = Some(self.device.states(&batch)?);
@@ -166,7 +172,7 @@ impl Runner {
         let (device, rows) = (&self.device, params.len());
         masks.apply(&*device.backend, device.params.shape()[0], &device.scratch.logits.narrow(0, 0, rows))?;
         device.backend.upload(&device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
-        device.sample(rows, Draw::Params(counts))?;
+        device.draw(rows, Draw::Params(params, counts), &device.params)?;
         self.start_landing(rows)
     }
 
@@ -209,7 +215,7 @@ impl Runner {
     /// # Errors
     /// When the device fails.
     pub fn forward(&mut self, plan: &Plan) -> Result<()> {
-        let batch = self.upload(plan, None)?;
+        let (batch, _) = self.upload(plan, None, Draw::Later)?;
         self.device.forward(&batch)
     }
 
@@ -256,7 +262,7 @@ impl Runner {
     fn issue_decode(&mut self, plan: &Plan, draw: Draw) -> Result<()> {
         let Some(graphs) = &self.graphs else { return Ok(()) };
         let shape = graphs.shape(plan.tokens.len(), plan.table_width, matches!(draw, Draw::Greedy));
-        let batch = self.upload(plan, Some(shape))?;
+        let (batch, params) = self.upload(plan, Some(shape), draw)?;
         let device = &self.device;
         // What draws by parameters depends on more than the shape, so that it stays outside.
         let in_graph = || device.forward(&batch);
@@ -266,11 +272,12 @@ impl Runner {
                 None => in_graph()?,
             }
         }
-        device.sample(plan.tokens.len(), draw)
+        device.draw(plan.tokens.len(), draw, &params)
     }
 
-    /// Copies the plan's arrays to the device, padded to `shape` if there is one.
-    fn upload(&mut self, plan: &Plan, shape: Option<Shape>) -> Result<Batch> {
+    /// Copies the plan's arrays to the device, padded to `shape` if there is one, and the parameters that `draw` has: they
+    /// are the second value.
+    fn upload(&mut self, plan: &Plan, shape: Option<Shape>, draw: Draw) -> Result<(Batch, Tensor)> {
         let (staging, index) = (&mut self.staging, &self.device.index);
         staging.clear();
         let seqs = plan.context_lens.len();
@@ -305,11 +312,19 @@ impl Runner {
         }
         staging.resize(start + (seqs + more) * width, 0);
         let block_tables = index.narrow(0, start, (seqs + more) * width).reshape(&[seqs + more, width]);
+        let row = size_of::<SampleParams>() / size_of::<i32>();
+        let mut params = self.device.index_params.narrow(0, 0, 0);
+        if let Draw::Params(of_rows, _) = draw {
+            staging.resize(staging.len().next_multiple_of(row), 0);
+            params = self.device.index_params.narrow(0, staging.len() / row, of_rows.len());
+            staging.extend_from_slice(bytemuck::cast_slice(of_rows));
+        }
         self.device.backend.upload(&index.narrow(0, 0, staging.len()), bytemuck::cast_slice(staging))?;
         let drawn = self.device.drawn.clone();
         let max_query_len = plan.max_query_len;
-        let greedy = shape.is_some_and(|s| s.greedy);
-        Ok(Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len, greedy })
+        let greedy = matches!(draw, Draw::Greedy);
+        let batch = Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len, greedy };
+        Ok((batch, params))
     }
 }
 
@@ -326,13 +341,14 @@ impl Device {
         Step { backend: &*self.backend, batch, kv: &self.kv, scratch: &self.scratch, tap: None }
     }
 
-    /// Draws one token from each of the first `rows` rows of logits, if they are to be drawn from now.
-    fn sample(&self, rows: usize, draw: Draw) -> Result<()> {
-        let Draw::Params(counts) = draw else { return Ok(()) };
+    /// Draws one token from each of the first `rows` rows of logits, if they are to be drawn from now; `params` is where those
+    /// of `draw` are.
+    fn draw(&self, rows: usize, draw: Draw, params: &Tensor) -> Result<()> {
+        let Draw::Params(_, counts) = draw else { return Ok(()) };
         if rows == 0 {
             return Ok(());
         }
-        let [logits, params, out] = [&self.scratch.logits, &self.params, &self.drawn].map(|t| t.narrow(0, 0, rows));
+        let [logits, params, out] = [&self.scratch.logits, params, &self.drawn].map(|t| t.narrow(0, 0, rows));
         Ok(self.backend.sample(&Sample { logits: &logits, params: Some(&params), counts, out: &out })?)
     }
 }

@@ -158,14 +158,14 @@ impl Scheduler {
         }
         let (id, speculates) = (RequestId(self.next_id), new.speculates);
         self.next_id += 1;
-        let mut sequence = Sequence::new(id, new);
+        let user = self.users.enter(new.user);
+        let mut sequence = Sequence::new(id, user, new);
         sequence.drafter = match self.limits.max_drafts {
             0 => Drafter::None,
             _ if !speculates => Drafter::None,
             _ if self.limits.drafting_model => Drafter::Model,
             _ => Drafter::Lookup(Lookup::default()),
         };
-        self.users.enter(sequence.user);
         self.waiting.insert(sequence.rank, sequence);
         Ok(id)
     }
@@ -230,22 +230,27 @@ impl Scheduler {
         debug_assert!(!self.must_wait());
         let mut plan = self.spare.pop().unwrap_or_default();
         plan.preempted.clear();
+        plan.started.clear();
         let max_context = self.limits.max_context;
         let mut budget = self.limits.max_step_tokens;
+        let mut prefills = false;
         for decodes in [true, false] {
             let mut index = 0;
-            while index < self.running.len() {
+            while index < self.running.len() && (decodes || prefills) {
                 let sequence = &self.running[index];
-                let free = sequence.planned == 0 && !sequence.held && sequence.verifying == 0 && !sequence.is_ending(max_context);
-                if free && (sequence.remaining() == 1) == decodes {
-                    self.schedule(index, &mut budget, &mut plan.preempted);
+                if sequence.is_free(max_context) {
+                    if (sequence.remaining() == 1) == decodes {
+                        self.schedule(index, &mut budget, &mut plan.preempted);
+                    } else {
+                        prefills = true;
+                    }
                 }
                 index += 1;
             }
         }
         // Whoever waits must not get blocks that somebody just lost.
         while plan.preempted.is_empty() && budget > 0 && self.running.len() < self.limits.max_seqs {
-            let Some(index) = self.admit() else { break };
+            let Some(index) = self.admit(&mut plan.started) else { break };
             self.schedule(index, &mut budget, &mut plan.preempted);
         }
         self.fill(&mut plan);
@@ -430,7 +435,7 @@ impl Scheduler {
 
     /// Moves the next waiting request to the running ones when there is room for all its tokens besides those of everyone
     /// running and one more block for each of them, and returns its index.
-    fn admit(&mut self) -> Option<usize> {
+    fn admit(&mut self, started: &mut Vec<RequestId>) -> Option<usize> {
         let block_tokens = self.pool.block_tokens();
         let missing = |s: &Sequence| s.len().div_ceil(block_tokens).saturating_sub(s.blocks.len());
         let promised = self.running.iter().map(|s| missing(s) + 1).sum::<usize>();
@@ -453,6 +458,7 @@ impl Scheduler {
         if sequence.reused.is_none() {
             (sequence.reused, sequence.charged) = (Some(sequence.computed), sequence.computed);
             self.counts.reused_tokens += sequence.computed as u64;
+            started.push(sequence.id());
         }
         if let Drafter::Lookup(lookup) = &mut sequence.drafter {
             let longest = sequence.prompt_len.saturating_add(sequence.max_tokens).clamp(sequence.tokens.len(), self.limits.max_context);
@@ -470,7 +476,7 @@ impl Scheduler {
     fn fill(&mut self, plan: &mut Plan) {
         let block_tokens = self.pool.block_tokens();
         let planned = self.running.iter().filter(|s| s.planned > 0);
-        plan.begin(planned.map(|s| (s.next() + s.planned + s.drafts.len()).div_ceil(block_tokens)).max().unwrap_or(0));
+        plan.begin(planned.map(|s| s.next() + s.planned + s.drafts.len()).max().unwrap_or(0).div_ceil(block_tokens));
         let mut row = 0;
         for s in self.running.iter_mut().filter(|s| s.planned > 0) {
             let (start, end, drafts) = (s.next(), s.next() + s.planned, s.drafts.len());

@@ -1,12 +1,12 @@
 //! One request inside the scheduler: its tokens, its blocks, and how far it has been computed.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use crate::{
     block_pool::{BlockId, Prefix},
     plan::RequestId,
     speculate::{Drafter, FIRST_ACCEPTANCE},
-    users::UserId,
+    users::{UserId, UserSlot},
 };
 
 /// What the scheduler has to know of a request.
@@ -16,7 +16,7 @@ pub struct NewSequence {
     /// Tokens to generate at most; at least 1
     pub max_tokens: usize,
     /// Tokens that end the generation and are not part of it
-    pub stop_tokens: Vec<u32>,
+    pub stop_tokens: Arc<[u32]>,
     /// Lower values go first; of equal ones, those of the user who has been served least
     pub priority: i32,
     pub user: UserId,
@@ -100,53 +100,54 @@ impl PartialOrd for Rank {
     }
 }
 
-/// A waiting or running request.
+/// A waiting or running request. What every step looks at comes first.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Sequence {
     pub rank: Rank,
     /// Prompt and generated tokens, without those that a context shift dropped
     pub tokens: Vec<u32>,
     /// Tokens of `tokens` whose keys and values are in the cache
     pub computed: usize,
-    /// How many of its tokens were computed at any time: what is computed anew after a preemption is not charged again
-    pub charged: usize,
-    /// Room for at least `computed` tokens; empty while waiting
-    pub blocks: Vec<BlockId>,
-    /// What text the whole blocks among the computed tokens are
-    pub prefix: Prefix,
-    /// Tokens to compute in the step that is being planned; 0 otherwise
-    pub planned: usize,
     /// Tokens in steps that are under way
     pub in_flight: usize,
     /// Tokens that steps under way draw, so that they are not in `tokens` yet
     pub drawn: usize,
-    /// Where the last of them will be: its number among the tokens that step draws
-    pub drawn_row: usize,
-    pub prompt_len: usize,
-    pub generated: usize,
-    /// Prompt tokens found in the cache at the first admission; `None` before it
-    pub reused: Option<usize>,
-    pub max_tokens: usize,
-    pub stop_tokens: Vec<u32>,
-    pub on_context_full: ContextFull,
-    pub user: UserId,
-    pub reuses: bool,
-    pub tag: usize,
-    pub drafter: Drafter,
-    /// Part of the last draft tokens that were right, late ones weighing more
-    pub acceptance: f32,
-    /// What may come behind `tokens`, for the step that is being planned or, if `verifying`, for the one under way
-    pub drafts: Vec<u32>,
+    /// Tokens to compute in the step that is being planned; 0 otherwise
+    pub planned: usize,
     /// Draft tokens of a step under way; 0: nothing speculative is under way
     pub verifying: usize,
+    pub generated: usize,
+    pub max_tokens: usize,
+    /// Room for at least `computed` tokens; empty while waiting
+    pub blocks: Vec<BlockId>,
+    pub tag: usize,
+    pub prompt_len: usize,
+    /// Where the last of the drawn tokens will be: its number among the tokens that step draws
+    pub drawn_row: usize,
+    /// How many of its tokens were computed at any time: what is computed anew after a preemption is not charged again
+    pub charged: usize,
+    pub stop_tokens: Arc<[u32]>,
+    pub user: UserSlot,
+    /// What may come behind `tokens`, for the step that is being planned or, if `verifying`, for the one under way
+    pub drafts: Vec<u32>,
+    /// Set while a commit goes on and it has left the running ones
+    pub leaving: Option<Leaving>,
+    /// Left out of the next step, so that its token is known and it can speculate in the one behind it
+    pub held: bool,
+    pub reuses: bool,
+    /// Part of the last draft tokens that were right, late ones weighing more
+    pub acceptance: f32,
+    pub drafter: Drafter,
     /// Draft tokens that a drafting model is to make for the next step
     pub wanted: usize,
     /// First tokens of `tokens` and `drafts` whose keys and values a drafting model has
     pub drafted: usize,
-    /// Left out of the next step, so that its token is known and it can speculate in the one behind it
-    pub held: bool,
-    /// Set while a commit goes on and it has left the running ones
-    pub leaving: Option<Leaving>,
+    /// What text the whole blocks among the computed tokens are
+    pub prefix: Prefix,
+    /// Prompt tokens found in the cache at the first admission; `None` before it
+    pub reused: Option<usize>,
+    pub on_context_full: ContextFull,
 }
 
 /// Where a sequence goes that does not run any more.
@@ -158,7 +159,7 @@ pub(crate) enum Leaving {
 }
 
 impl Sequence {
-    pub fn new(id: RequestId, new: NewSequence) -> Self {
+    pub fn new(id: RequestId, user: UserSlot, new: NewSequence) -> Self {
         Self {
             rank: Rank { priority: new.priority, id },
             prompt_len: new.prompt.len(),
@@ -176,7 +177,7 @@ impl Sequence {
             max_tokens: new.max_tokens,
             stop_tokens: new.stop_tokens,
             on_context_full: new.on_context_full,
-            user: new.user,
+            user,
             reuses: new.reuses,
             tag: new.tag,
             drafter: Drafter::None,
@@ -192,6 +193,11 @@ impl Sequence {
 
     pub fn id(&self) -> RequestId {
         self.rank.id
+    }
+
+    /// Whether the next step may compute something of it.
+    pub fn is_free(&self, max_context: usize) -> bool {
+        self.planned == 0 && !self.held && self.verifying == 0 && !self.is_ending(max_context)
     }
 
     /// Tokens of the text, those included that steps under way draw.

@@ -36,7 +36,7 @@ fn submit_prompt(scheduler: &mut Scheduler, user: UserId, priority: i32, prompt:
         reuses: true,
         prompt,
         max_tokens: ANSWER,
-        stop_tokens: Vec::new(),
+        stop_tokens: [].into(),
         priority,
         user,
         on_context_full: ContextFull::Finish,

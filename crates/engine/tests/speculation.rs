@@ -158,7 +158,7 @@ fn scheduler(max_tokens: usize) -> Scheduler {
         reuses: true,
         prompt: (0..30).map(|i| i % 7).collect(),
         max_tokens,
-        stop_tokens: Vec::new(),
+        stop_tokens: [].into(),
         priority: 0,
         user: UserId::default(),
         on_context_full: ContextFull::Finish,
