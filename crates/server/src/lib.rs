@@ -13,6 +13,7 @@ mod anthropic;
 mod app;
 mod call_grammar;
 mod connection;
+mod delivery;
 mod error;
 mod explain_tools;
 mod fields;

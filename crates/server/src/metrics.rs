@@ -170,8 +170,10 @@ impl Metrics {
         }
         registry.register("vllm:request_success", "Requests that ended, by reason", finished);
         if let Ok(model) = app.model() {
-            let tokens = model.service.step_tokens().clone();
-            registry.register("vllm:iteration_tokens_total", "Tokens per step of the engine", tokens);
+            let steps = model.service.steps().clone();
+            registry.register("vllm:iteration_tokens_total", "Tokens per step of the engine", steps.tokens);
+            let help = "Time per step in which the engine's thread did not wait for the device, of steps that only decode and of those with prompts";
+            registry.register("ferrum:engine_host_seconds", help, steps.host);
         }
         if let Some(snapshot) = app.snapshot() {
             let config = Family::<[(&'static str, String); 3], Gauge>::default();

@@ -2,9 +2,10 @@
 //!
 //! Connections are tasks; the engine is one plain thread. A request goes over as a command and comes back as a stream of
 //! [`Update`]s. A [`Ticket`] that is dropped cancels its request: the engine frees its blocks before its next step.
+//!
+//! The engine hands over all events of a step at once; [`crate::delivery`] brings each to its request.
 
 use std::{
-    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,15 +15,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_engine::{Engine, Event, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
-use prometheus_client::metrics::histogram::Histogram;
+use ferrum_engine::{Engine, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use prometheus_client::metrics::{family::Family, histogram::Histogram};
 use tokio::sync::{broadcast, mpsc as updates, oneshot};
+
+use crate::delivery::{Deliveries, Delivery};
 
 /// How often an idle engine shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
 
 /// Bounds as vLLM has them.
 const STEP_TOKENS: [f64; 13] = [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+
+/// Bounds in seconds of what the engine's thread does in a step.
+const STEP_HOST_S: [f64; 13] = [2e-5, 5e-5, 7.5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1];
 
 /// Steps with changes of the KV cache that a reader may be behind before it loses some.
 const KV_EVENTS_BEHIND: usize = 4096;
@@ -82,7 +88,21 @@ impl Snapshot {
 pub struct Service {
     commands: mpsc::Sender<Command>,
     snapshot: Arc<Mutex<Option<Snapshot>>>,
-    step_tokens: Histogram,
+    steps: StepMetrics,
+}
+
+/// What the engine's thread reports of each step.
+#[derive(Clone)]
+pub(crate) struct StepMetrics {
+    pub tokens: Histogram,
+    /// Seconds in which the thread did not wait for the device, of steps that only decode and of those with prompts
+    pub host: Family<[(&'static str, &'static str); 1], Histogram>,
+}
+
+impl Default for StepMetrics {
+    fn default() -> Self {
+        Self { tokens: Histogram::new(STEP_TOKENS), host: Family::new_with_constructor(|| Histogram::new(STEP_HOST_S)) }
+    }
 }
 
 /// A request in the engine.
@@ -131,21 +151,21 @@ impl Service {
     pub fn start(engine: Engine) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
         let (commands, receiver) = mpsc::channel();
         let snapshot = Arc::new(Mutex::new(None));
-        let step_tokens = Histogram::new(STEP_TOKENS);
+        let steps = StepMetrics::default();
         let worker = Worker {
             engine,
             commands: receiver,
-            clients: HashMap::new(),
+            deliveries: Deliveries::start()?,
             snapshot: Arc::clone(&snapshot),
             kv_watchers: None,
-            step_tokens: step_tokens.clone(),
+            steps: steps.clone(),
             failures: 0,
             siblings: 0,
             draining: false,
         };
         worker.publish();
         let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
-        Ok((Self { commands, snapshot, step_tokens }, thread))
+        Ok((Self { commands, snapshot, steps }, thread))
     }
 
     /// Hands a request to the engine.
@@ -199,9 +219,8 @@ impl Service {
         answer.await.unwrap_or_else(|_| Err(Refused::Dead.to_string()))
     }
 
-    /// Tokens of each step, for the metrics.
-    pub(crate) fn step_tokens(&self) -> &Histogram {
-        &self.step_tokens
+    pub(crate) fn steps(&self) -> &StepMetrics {
+        &self.steps
     }
 
     /// `None` once the engine's thread has ended.
@@ -262,11 +281,11 @@ impl Drop for Ticket {
 struct Worker {
     engine: Engine,
     commands: mpsc::Receiver<Command>,
-    clients: HashMap<RequestId, updates::UnboundedSender<Update>>,
+    deliveries: Deliveries,
     snapshot: Arc<Mutex<Option<Snapshot>>>,
     /// From the first time somebody watches
     kv_watchers: Option<broadcast::Sender<Arc<[KvEvent]>>>,
-    step_tokens: Histogram,
+    steps: StepMetrics,
     failures: u32,
     /// [`Siblings`] that are there
     siblings: usize,
@@ -275,19 +294,33 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
-        let mut events = Vec::new();
-        while self.take_commands() {
-            if self.engine.has_work() && !self.step(&mut events) {
+        loop {
+            let (mut begun, idle) = (Instant::now(), !self.engine.has_work());
+            if !self.take_commands() {
+                break;
+            }
+            if idle {
+                begun = Instant::now();
+            }
+            let working = self.engine.has_work();
+            if working && !self.step(begun) {
                 break;
             }
             self.tell_kv_watchers();
             self.publish();
+            if working {
+                self.observe(begun);
+            }
         }
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.deliveries.finish();
     }
 
     /// Takes what has come, waiting for it when there is nothing else to do. `false`: it is time to end.
     fn take_commands(&mut self) -> bool {
+        while let Some(id) = self.deliveries.next_gone() {
+            self.cancel(id);
+        }
         loop {
             let idle = !self.engine.has_work();
             let command = if idle && !(self.draining && self.siblings == 0) {
@@ -309,7 +342,7 @@ impl Worker {
                 Command::Submit { request, reply, updates, .. } => {
                     let submitted = self.engine.submit(*request);
                     if let Ok(id) = submitted {
-                        self.clients.insert(id, updates);
+                        self.deliveries.send(Delivery::Client(id, updates));
                     }
                     // Whoever went away in the meantime is cancelled.
                     if let Err(Ok(id)) = reply.send(submitted.map_err(Refused::from)) {
@@ -327,17 +360,9 @@ impl Worker {
     }
 
     /// `false` when the engine cannot go on.
-    fn step(&mut self, events: &mut Vec<Event>) -> bool {
-        let begun = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(events)));
-        let tokens = self.engine.stats().last_step.tokens;
-        if tokens > 0 {
-            self.step_tokens.observe(tokens as f64);
-        }
-        for client in self.engine.started().iter().filter_map(|id| self.clients.get(id)) {
-            // Whoever is gone is cancelled at its next token.
-            let _ = client.send(Update::Started(begun));
-        }
+    fn step(&mut self, begun: Instant) -> bool {
+        let mut events = Vec::with_capacity(self.engine.queue().1 + 1);
+        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(&mut events)));
         match &result {
             Ok(Ok(())) => self.failures = 0,
             Ok(Err(error)) => {
@@ -347,29 +372,28 @@ impl Worker {
             Err(_) => tracing::error!("the engine panicked and has stopped"),
         }
         // Whoever has an answer can ask what it has changed.
-        self.publish();
-        for event in events.drain(..) {
-            let (id, update) = match event {
-                Event::Token { id, token, logprobs } => (id, Update::Token { token, logprobs }),
-                Event::Prompt { id, reading } => (id, Update::Prompt(reading)),
-                Event::Finished { id, finished } => (id, Update::Finished(finished)),
-            };
-            let last = matches!(update, Update::Finished(_));
-            let gone = self.clients.get(&id).is_none_or(|client| client.send(update).is_err());
-            if last {
-                self.clients.remove(&id);
-            } else if gone {
-                self.cancel(id);
-            }
+        let tokens = self.engine.stats().last_step.tokens;
+        if tokens > 0 {
+            self.steps.tokens.observe(tokens as f64);
         }
+        self.publish();
+        self.deliveries.send(Delivery::Step { begun, started: self.engine.started().to_vec(), events });
         result.is_ok()
     }
 
+    /// Reports the host's time of the step that has just been made, with all that belonged to it.
+    fn observe(&self, begun: Instant) {
+        let step = self.engine.stats().last_step;
+        if step.tokens > 0 {
+            let kind = if step.is_decode { "decode" } else { "prompt" };
+            let host = begun.elapsed().saturating_sub(step.device_time);
+            self.steps.host.get_or_create(&[("step", kind)]).observe(host.as_secs_f64());
+        }
+    }
+
     fn cancel(&mut self, id: RequestId) {
-        let (client, finished) = (self.clients.remove(&id), self.engine.cancel(id));
-        if let (Some(client), Some(finished)) = (client, finished) {
-            // Whoever dropped the ticket does not listen.
-            let _ = client.send(Update::Finished(finished));
+        if let Some(finished) = self.engine.cancel(id) {
+            self.deliveries.send(Delivery::Cancelled(id, finished));
         }
     }
 
@@ -405,5 +429,54 @@ impl Worker {
             failures: self.failures,
         };
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
+    }
+}
+
+#[cfg(test)]
+#[path = "../../engine/tests/common/no_device.rs"]
+mod no_device;
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    use super::*;
+
+    /// The engine's thread, with 256 requests whose updates are all read.
+    #[test]
+    fn the_host_has_100_us_for_a_step_of_256_requests_that_are_served() {
+        let (service, thread) = Service::start(no_device::engine()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let mut clients = Vec::new();
+            for n in 0..256 {
+                let request = Request { max_tokens: Some(500), ..Request::new(vec![n; 256]) };
+                let mut ticket = service.submit(request).await.unwrap();
+                clients.push(tokio::spawn(async move {
+                    let mut tokens = 0;
+                    while let Some(update) = ticket.next().await {
+                        tokens += usize::from(matches!(update, Update::Token { .. }));
+                    }
+                    tokens
+                }));
+            }
+            for client in clients {
+                assert_eq!(client.await.unwrap(), 500);
+            }
+        });
+        service.drain();
+        thread.join().unwrap();
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        registry.register("host", "", service.steps().host.clone());
+        encode(&mut text, &registry).unwrap();
+        let value = |sample: &str| {
+            let line = text.lines().find(|line| line.starts_with(sample)).unwrap_or_else(|| panic!("{sample} in {text}"));
+            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+        };
+        println!("{text}");
+        // Its readers and others take the same cores: not every step says what the thread does in it.
+        let bound = if cfg!(debug_assertions) { "0.0005" } else { "0.0001" };
+        let within = value(&format!("host_bucket{{le=\"{bound}\",step=\"decode\"}}"));
+        assert!(within > 0.25 * value("host_count{step=\"decode\"}"), "{text}");
     }
 }

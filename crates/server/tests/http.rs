@@ -270,6 +270,8 @@ async fn metrics_are_those_of_vllm() {
     // The two answers share their prompt.
     assert!(value("vllm:request_prefill_kv_computed_tokens_sum") < value("vllm:request_prompt_tokens_sum"));
     assert!(value("vllm:iteration_tokens_total_sum") >= 10.0);
+    assert!(value("ferrum:engine_host_seconds_count{step=\"decode\"}") >= 2.0);
+    assert!(value("ferrum:engine_host_seconds_sum{step=\"prompt\"}") > 0.0);
     let request = Request::get("/metrics").header("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
     let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
