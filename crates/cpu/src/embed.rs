@@ -33,5 +33,5 @@ pub(crate) fn run(pool: &Pool, op: &Embed) -> Result<()> {
             row.iter_mut().for_each(|v| *v *= op.scale);
         }
     });
-    Ok(())
+    table.check(op.table.name())
 }

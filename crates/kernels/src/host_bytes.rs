@@ -13,6 +13,11 @@ pub trait Owner: Send + Sync {
         false
     }
 
+    /// False once a part of the file was gone when it was read, so that other bytes stood in its place. One atomic load.
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     /// The bytes of `range` will hardly be read again: memory that can be filled anew from elsewhere may be given back.
     fn release(&self, _range: Range<usize>) {}
 }
@@ -62,6 +67,12 @@ impl HostBytes {
     /// Whether they are the bytes of a file, so that holding on to them takes no memory.
     pub fn is_of_file(&self) -> bool {
         self.owner.is_file()
+    }
+
+    /// Whether all that was read of their owner until now were its own bytes: see [`Owner::is_whole`]. Asked after a read, it
+    /// tells whether that read can be trusted.
+    pub fn is_whole(&self) -> bool {
+        self.owner.is_whole()
     }
 
     /// Tells the owner that the part `range` will hardly be read again. It can be, at the price of fetching it.

@@ -19,7 +19,7 @@ use std::time::Instant;
 use std::{any::Any, sync::Arc};
 
 use ferrum_kernels::{
-    DType, Error, HostBytes, PreparedWeight, Result, Weight,
+    DType, Error, HostBytes, PreparedWeight, Result, Weight, WeightPart,
     ops::{Epilogue, Linear},
     quant,
 };
@@ -107,6 +107,19 @@ impl CpuWeight {
         }
     }
 
+    /// Asked after the weight was read: a file that shrinks under its mapping, or cannot be read any more, gives zeros.
+    ///
+    /// # Errors
+    /// When some of what was read may not have been the weight `name`.
+    pub fn check(&self, name: &str) -> Result<()> {
+        let whole = |part: &Part| match &part.data {
+            Rows::AsStored(data) => data.is_whole(),
+            #[cfg(target_arch = "x86_64")]
+            Rows::Panels(panels) => panels.is_whole(),
+        };
+        if self.parts.iter().all(whole) { Ok(()) } else { Err(gone(name)) }
+    }
+
     /// Whether a backend like this can compute with it.
     fn suits(&self, how: How) -> bool {
         self.parts.iter().all(|part| match &part.data {
@@ -115,6 +128,10 @@ impl CpuWeight {
             Rows::Panels(panels) => how.int8 && panels.lanes() == x86::lanes(how.simd),
         })
     }
+}
+
+fn gone(name: &str) -> Error {
+    Error::Weight { name: name.into(), reason: "a part of its file was gone when it was read; put the file back and start again".into() }
 }
 
 /// Memory that every `linear` uses anew, sized by [`prepare`].
@@ -182,7 +199,7 @@ pub(crate) fn prepare(how: How, pool: &Pool, scratch: &mut Scratch, weight: Weig
         if part.rows.checked_mul(row_bytes) != Some(part.data.len()) {
             return Err(bad(format!("{} bytes do not hold [{}, {cols}] {}", part.data.len(), part.rows, part.dtype)));
         }
-        let (data, bytes) = rearrange(how, pool, scratch, part.dtype, part.rows, &part.data)?;
+        let (data, bytes) = rearrange(how, pool, scratch, &weight.name, part)?;
         taken += bytes;
         parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data });
         rows += part.rows;
@@ -194,25 +211,29 @@ pub(crate) fn prepare(how: How, pool: &Pool, scratch: &mut Scratch, weight: Weig
 
 /// Rows as the kernels want them, and the memory that takes beside the stored ones.
 #[cfg(target_arch = "x86_64")]
-fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, dtype: DType, rows: usize, data: &HostBytes) -> Result<(Rows, usize)> {
-    if !how.int8 || !dtype.is_block() || data.is_empty() {
+fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, name: &str, part: &WeightPart) -> Result<(Rows, usize)> {
+    let data = &part.data;
+    if !how.int8 || !part.dtype.is_block() || data.is_empty() {
         return Ok((Rows::AsStored(data.clone()), 0));
     }
-    let lanes = x86::lanes(how.simd);
-    let panels = panels::Panels::new(lanes, dtype, rows, data);
+    let mut panels = panels::Panels::new(x86::lanes(how.simd), part.dtype, part.rows, data, &mut scratch.arena)?;
     if data.is_of_file() {
         scratch.pace.waiting += 1;
-    }
-    while !data.is_of_file() && panels.is_waiting() {
-        panels.arrange(pool, &mut scratch.arena)?;
+    } else {
+        while panels.is_waiting() {
+            if !panels.arrange(pool) {
+                return Err(gone(name));
+            }
+        }
+        panels.drop_stored();
     }
     let bytes = panels.bytes();
     Ok((Rows::Panels(panels), bytes))
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn rearrange(_: How, _: &Pool, _: &mut Scratch, _: DType, _: usize, data: &HostBytes) -> Result<(Rows, usize)> {
-    Ok((Rows::AsStored(data.clone()), 0))
+fn rearrange(_: How, _: &Pool, _: &mut Scratch, _: &str, part: &WeightPart) -> Result<(Rows, usize)> {
+    Ok((Rows::AsStored(part.data.clone()), 0))
 }
 
 /// `op` has no norm and no activation.
@@ -246,14 +267,14 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
         if let Some(started) = started {
             scratch.pace.earn(started.elapsed().as_secs_f64(), x.shape[0]);
         }
-        return Ok(());
+        return weight.check(op.weight.name());
     }
     weight.parts.iter().for_each(|part| portable::run(pool, &mut scratch.rows, &job(part)));
-    Ok(())
+    weight.check(op.weight.name())
 }
 
 /// Gives panels to a weight as long as there is time, beginning with its second product: the first token does not wait for any.
-/// Where there is no memory for them, products go on without.
+/// Stops where a part of the file is gone, which the check after the product finds too.
 #[cfg(target_arch = "x86_64")]
 fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize) {
     for part in &weight.parts {
@@ -263,7 +284,7 @@ fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize
         }
         while panels.is_waiting() && scratch.pace.may_spend(tokens) {
             let started = Instant::now();
-            let done = panels.arrange(pool, &mut scratch.arena).is_ok();
+            let done = panels.arrange(pool);
             scratch.pace.spend(started.elapsed().as_secs_f64(), tokens);
             if !done {
                 return;

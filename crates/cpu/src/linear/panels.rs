@@ -15,7 +15,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -79,7 +79,7 @@ impl Shape {
 /// A matrix of one dtype.
 #[derive(Debug)]
 pub(super) struct Panels {
-    /// As in the file
+    /// As in the file; none once the panels of a weight that lay in memory are there
     stored: HostBytes,
     /// Of a row
     row_bytes: usize,
@@ -88,9 +88,8 @@ pub(super) struct Panels {
     arranged: AtomicUsize,
     /// Whether a product has taken it
     used: AtomicBool,
-    /// Where the panels are, once there are any: memory that goes to weights in the order in which it is filled lies in the
-    /// fewest pages.
-    room: OnceLock<(Arc<CpuStorage>, usize)>,
+    /// Where the panels have their place. Taken at load, so that no step asks for memory; the system gives it as it is filled.
+    room: (Arc<CpuStorage>, usize),
     dtype: DType,
     lanes: usize,
     /// Blocks of a row
@@ -102,22 +101,19 @@ const PIECE_BYTES: usize = 4 << 20;
 
 impl Panels {
     /// `rows` rows of whole blocks; `data` holds exactly these.
-    pub fn new(lanes: usize, dtype: DType, rows: usize, data: &HostBytes) -> Self {
-        let row_bytes = data.len() / rows.max(1);
-        let blocks = row_bytes / dtype.block_bytes();
-        let (arranged, used, room) = (AtomicUsize::new(0), AtomicBool::new(false), OnceLock::new());
-        Self { stored: data.clone(), row_bytes, rows, arranged, used, room, dtype, lanes, blocks }
-    }
-
-    /// Rearranges the next panels and releases their rows.
     ///
     /// # Errors
-    /// When memory is short.
-    pub fn arrange(&self, pool: &Pool, arena: &mut Arena) -> Result<()> {
-        if self.room.get().is_none() {
-            let room = arena.take(self.bytes())?;
-            self.room.get_or_init(|| room);
-        }
+    /// When there is no room for the panels.
+    pub fn new(lanes: usize, dtype: DType, rows: usize, data: &HostBytes, arena: &mut Arena) -> Result<Self> {
+        let row_bytes = data.len() / rows.max(1);
+        let blocks = row_bytes / dtype.block_bytes();
+        let room = arena.take(panel_bytes(dtype, lanes, blocks) * rows.div_ceil(lanes))?;
+        let (arranged, used) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Self { stored: data.clone(), row_bytes, rows, arranged, used, room, dtype, lanes, blocks })
+    }
+
+    /// Rearranges the next panels and releases their rows. False, and they are not counted, when a part of the file was gone.
+    pub fn arrange(&self, pool: &Pool) -> bool {
         let first = self.arranged();
         let end = self.count().min(first + PIECE_BYTES.div_ceil(self.panel_bytes().max(1)));
         pool.chunks(end - first, (end - first).div_ceil(4 * pool.workers()), &|_, range| {
@@ -127,10 +123,24 @@ impl Panels {
                 unsafe { self.fill(panel, 0..self.blocks, self.place(panel).cast_mut()) };
             }
         });
+        if !self.stored.is_whole() {
+            return false;
+        }
         let row = |panel: usize| (panel * self.lanes).min(self.rows) * self.row_bytes;
         self.stored.release(row(first)..row(end));
         self.arranged.store(end, Ordering::Release);
-        Ok(())
+        true
+    }
+
+    /// Gives back the rows once all panels are in memory.
+    pub fn drop_stored(&mut self) {
+        assert!(!self.is_waiting());
+        self.stored = HostBytes::from_vec(Vec::new());
+    }
+
+    /// Whether products could read all that they needed: panels in memory do not mind what becomes of the file.
+    pub fn is_whole(&self) -> bool {
+        !self.is_waiting() || self.stored.is_whole()
     }
 
     /// Whether panels are missing in memory.
@@ -159,16 +169,13 @@ impl Panels {
     }
 
     fn panel_bytes(&self) -> usize {
-        self.lanes * self.blocks * Shape::of(self.dtype).block_bytes()
+        panel_bytes(self.dtype, self.lanes, self.blocks)
     }
 
     /// Where a panel has its place in memory.
-    ///
-    /// # Panics
-    /// Before any is arranged.
     #[inline(always)]
     fn place(&self, panel: usize) -> *const u8 {
-        let (storage, start) = self.room.get().expect("`arrange` takes the room first");
+        let (storage, start) = &self.room;
         storage.as_ptr().wrapping_add(start + panel * self.panel_bytes())
     }
 
@@ -229,6 +236,10 @@ impl Panels {
             quant::dequantize(self.dtype, block, out).expect("a whole block");
         }
     }
+}
+
+fn panel_bytes(dtype: DType, lanes: usize, blocks: usize) -> usize {
+    lanes * blocks * Shape::of(dtype).block_bytes()
 }
 
 /// What of the block of one row is not plain words.
@@ -339,8 +350,8 @@ mod tests {
                         (random >> 24) as u8
                     })
                     .collect();
-                let panels = Panels::new(lanes, dtype, rows, &HostBytes::from_vec(data.clone()));
-                panels.arrange(&pool, &mut Arena::default()).unwrap();
+                let panels = Panels::new(lanes, dtype, rows, &HostBytes::from_vec(data.clone()), &mut Arena::default()).unwrap();
+                assert!(panels.arrange(&pool) && !panels.is_waiting());
                 for (n, row) in data.chunks_exact(row_bytes).enumerate() {
                     let (mut want, mut got) = (vec![0.0; 3 * dtype.block_len()], vec![1.0; 3 * dtype.block_len()]);
                     quant::dequantize(dtype, row, &mut want).unwrap();

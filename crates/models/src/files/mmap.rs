@@ -131,6 +131,13 @@ impl Owner for Inner {
         matches!(self.data, Data::Mapped { .. })
     }
 
+    fn is_whole(&self) -> bool {
+        match &self.data {
+            Data::Owned(_) => true,
+            Data::Mapped { registration, .. } => !registration.faulted(),
+        }
+    }
+
     /// Takes whole pages out of this process's memory. They stay in the system's cache of the file, from where the next read
     /// brings them back.
     fn release(&self, range: Range<usize>) {
@@ -245,6 +252,8 @@ mod guard {
             if start <= CLAIMED || address < start || address >= end {
                 continue;
             }
+            // First, so that who has read a zero page finds the mark.
+            slot.faulted.store(true, Ordering::Release);
             let page = address & !(PAGE_BYTES.load(Ordering::Relaxed) - 1);
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
             // SAFETY: `page..end` lies in a mapping of ours that is alive, since a thread is reading from it right now, and
@@ -256,7 +265,6 @@ mod guard {
                 *errno = saved;
                 got != libc::MAP_FAILED
             };
-            slot.faulted.store(true, Ordering::Release);
             FAULTS.fetch_add(1, Ordering::AcqRel);
             return replaced;
         }
