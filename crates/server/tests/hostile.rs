@@ -199,7 +199,7 @@ async fn every_phase_of_a_connection_has_its_own_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_15_overload_is_refused_and_the_vanished_leave_nothing() {
     let (app, router) = server(Keys::default());
-    common::load_with(&app, None, None, 6);
+    common::load_with(&app, common::Load { max_waiting: 6, ..Default::default() });
     let body = with(question("Tell me"), json!({"stream": true, "max_tokens": 150})).to_string();
     let crowd = (0..64).map(|_| {
         let request = Request::post("/v1/chat/completions").body(Body::from(body.clone())).unwrap();

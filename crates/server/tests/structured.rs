@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use common::{get, load_as, loaded, post, question, server, stream, with};
+use common::{Load, get, load_as, load_with, loaded, post, question, server, stream, with};
 use ferrum_server::{App, Keys, ToolFormat};
 use serde_json::{Value, json};
 
@@ -293,6 +293,77 @@ async fn strict_tools_have_valid_arguments_when_they_are_called() {
     strict[0]["function"]["parameters"] = json!({"type": "strange"});
     let (status, answer) = post(&router, CHAT, ask(json!({"tools": strict}))).await;
     assert_eq!((status, &answer["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("tools")), "{answer}");
+}
+
+/// A copy of the tiny model whose tokenizer has the marks of reasoning as tokens, as those of models that think have.
+fn thinking_model() -> std::path::PathBuf {
+    let original = Load::default().folder;
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("thinking");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer_config.json"] {
+        std::fs::copy(original.join(name), folder.join(name)).unwrap();
+    }
+    let text = std::fs::read_to_string(original.join("tokenizer.json")).unwrap();
+    let text = text.replace("<|im_start|>", "<think>").replace("<|im_end|>", "</think>");
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    for token in &mut tokenizer["added_tokens"].as_array_mut().unwrap()[2..] {
+        token["special"] = json!(false);
+    }
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+/// Whoever thinks before it calls a strict tool does not get around its schema; nor does a forced call, where the prompt has opened
+/// the reasoning.
+#[tokio::test]
+async fn strict_calls_behind_reasoning_are_valid() {
+    let folder = thinking_model();
+    let thinks = |template: &str| {
+        let (app, router) = server(Keys::default());
+        load_with(
+            &app,
+            Load { folder: folder.clone(), tool_format: Some(ToolFormat::Llama3), template: Some(template), ..Load::default() },
+        );
+        (app, router)
+    };
+    let (_app, router) = thinks(TEMPLATE);
+    let loose = json!([tools()[0]]);
+    let mut strict = loose.clone();
+    strict[0]["function"]["strict"] = json!(true);
+    // It writes braces and marks of reasoning, and what a grammar makes it write. It likes to close what it has not opened.
+    let mut body = with(ask(json!({"tool_choice": "auto", "max_tokens": 200})), tight(&router).await);
+    for (text, bias) in [("{", 97), ("<think>", 100), ("</think>", 97)] {
+        let (_, ids) = post(&router, "/tokenize", json!({"prompt": text, "add_special_tokens": false})).await;
+        assert_eq!(ids["tokens"].as_array().unwrap().len(), 1, "{text}: {ids}");
+        body["logit_bias"][ids["tokens"][0].to_string()] = json!(bias);
+    }
+    let called = |answer: &Value| answer["choices"][0]["finish_reason"] == "tool_calls";
+    let thought_in = |answer: &Value| answer["choices"][0]["message"]["reasoning_content"].as_str().is_some_and(|text| text.contains('{'));
+    let mut thought = 0;
+    for seed in 0..16 {
+        let (status, answer) = post(&router, CHAT, with(body.clone(), json!({"tools": strict, "seed": seed}))).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        if called(&answer) {
+            assert_eq!(calls(&answer).len(), 1, "{answer}");
+            thought += usize::from(thought_in(&answer));
+        }
+        // Without `strict` there is no end of braces.
+        let (_, answer) = post(&router, CHAT, with(body.clone(), json!({"tools": loose, "seed": seed}))).await;
+        assert!(!called(&answer), "{answer}");
+    }
+    assert!(thought > 0, "no call came behind reasoning");
+
+    let (_app, router) = thinks(&format!("{TEMPLATE}<think>\n"));
+    let forced = with(body, json!({"tools": loose, "tool_choice": "required"}));
+    let mut thought = 0;
+    for seed in 0..4 {
+        let (_, answer) = post(&router, CHAT, with(forced.clone(), json!({"seed": seed}))).await;
+        if called(&answer) {
+            assert_eq!(calls(&answer).len(), 1, "{answer}");
+            thought += usize::from(thought_in(&answer));
+        }
+    }
+    assert!(thought > 0, "no forced call came behind reasoning");
 }
 
 #[tokio::test]

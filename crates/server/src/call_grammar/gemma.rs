@@ -1,9 +1,10 @@
 //! FunctionGemma's arguments, which no JSON schema describes: `{key:<escape>text<escape>,key:{key:12},key:[true,null]}`.
 //!
 //! Every schema in a schema becomes one rule, however often references lead there and even where they lead in a circle, so that the
-//! rules are about as long as their schemas. They bind `type`, `enum`, `const`, `anyOf`, `oneOf`, `$ref`, `properties`, `required`,
-//! `additionalProperties`, `items` with `minItems` and `maxItems`, and the ranges of numbers; not the length or pattern of texts,
-//! nor what is stranger. Properties come as the model's template sorts them.
+//! rules are about as long as their schemas. They bind `type`, `enum`, `const`, `anyOf`, `oneOf`, `$ref`, an `allOf` of one,
+//! `properties`, `required`, `additionalProperties`, `items` with `minItems` and `maxItems`, and the ranges of numbers; not the length
+//! or pattern of texts, nor what is stranger. Alternatives beside `properties`, or which only add to what stands beside them (`required`
+//! alone, say), are not bound: the schema that has them is. Properties come as the model's template sorts them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,10 +26,17 @@ pub struct Rules<'a> {
     lark: String,
     /// JSON schemas, of numbers, by the names that rules have for them
     schemas: Vec<(String, Value)>,
-    /// The rule of a schema, by the schema's place in memory
-    known: HashMap<*const Value, usize>,
-    /// Rules that are still to be written: number, schema, and what its references lead into
-    todo: Vec<(usize, &'a Value, &'a Value)>,
+    /// The rule of a schema, by the schema's place in memory and what is meant of it
+    known: HashMap<(*const Value, Of), usize>,
+    /// Rules that are still to be written: number, schema, what its references lead into, and what is meant of it
+    todo: Vec<(usize, &'a Value, &'a Value, Of)>,
+}
+
+/// What is meant of the values that a schema allows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Of {
+    All,
+    Objects,
 }
 
 impl<'a> Rules<'a> {
@@ -48,17 +56,19 @@ impl<'a> Rules<'a> {
     /// The rule of a function's arguments, which are an object whatever their schema says.
     pub fn arguments(&mut self, parameters: &'a Value) -> String {
         let schema = resolved(parameters, parameters);
-        let is_object = schema.get("type").and_then(Value::as_str) == Some("object")
-            && ["enum", "const", "anyOf", "oneOf"].iter().all(|field| schema.get(field).is_none());
-        if is_object { self.value(schema, parameters) } else { "map".to_owned() }
+        let schemas = alternatives(schema, parameters).unwrap_or_else(|| vec![schema]);
+        let has_objects =
+            |schema: &&Value| !has_any(schema, &["enum", "const"]) && types(schema).is_some_and(|types| types.contains(&"object"));
+        let rules: Vec<String> = schemas.into_iter().filter(has_objects).map(|schema| self.rule(schema, parameters, Of::Objects)).collect();
+        if rules.is_empty() { "map".to_owned() } else { format!("({})", rules.join(" | ")) }
     }
 
     /// The rules, and the JSON schemas that they name. What has become too long to be compiled is not finished.
     pub fn finish(mut self) -> (String, Vec<(String, Value)>) {
         while self.lark.len() <= MAX_GRAMMAR_BYTES
-            && let Some((n, schema, root)) = self.todo.pop()
+            && let Some((n, schema, root, of)) = self.todo.pop()
         {
-            let mut choices = self.choices(n, schema, root);
+            let mut choices = self.choices(n, schema, root, of);
             if choices.is_empty() {
                 // Refused as such
                 self.schemas.push((format!("none{n}"), json!({"enum": []})));
@@ -71,36 +81,36 @@ impl<'a> Rules<'a> {
 
     /// The rule of a schema within `root`.
     fn value(&mut self, schema: &'a Value, root: &'a Value) -> String {
-        let schema = resolved(schema, root);
+        self.rule(resolved(schema, root), root, Of::All)
+    }
+
+    /// The rule of a schema that refers to no other.
+    fn rule(&mut self, schema: &'a Value, root: &'a Value, of: Of) -> String {
         let next = self.known.len();
-        let n = *self.known.entry(schema).or_insert(next);
+        let n = *self.known.entry((std::ptr::from_ref(schema), of)).or_insert(next);
         if n == next {
-            self.todo.push((n, schema, root));
+            self.todo.push((n, schema, root, of));
         }
         format!("v{n}")
     }
 
-    fn choices(&mut self, n: usize, schema: &'a Value, root: &'a Value) -> Vec<String> {
-        let list = |field: &str| schema.get(field).and_then(Value::as_array).map(|list| list.iter());
-        if let Some(values) = schema.get("const").map(std::slice::from_ref).map(<[_]>::iter).or_else(|| list("enum")) {
+    fn choices(&mut self, n: usize, schema: &'a Value, root: &'a Value, of: Of) -> Vec<String> {
+        if of == Of::Objects {
+            return vec![self.object(n, schema, root)];
+        }
+        let list = || schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
+        if let Some(values) = schema.get("const").map(std::slice::from_ref).or_else(list) {
             // This form has no way to write its own mark.
-            return values.filter(|value| !value.to_string().contains(GEMMA_QUOTE)).map(|value| self.literal(value)).collect();
+            return values.iter().filter(|value| !value.to_string().contains(GEMMA_QUOTE)).map(|value| self.literal(value)).collect();
         }
-        if let Some(schemas) = list("anyOf").or_else(|| list("oneOf")) {
-            return schemas.map(|schema| self.value(schema, root)).collect();
+        if let Some(schemas) = alternatives(schema, root) {
+            return schemas.into_iter().map(|schema| self.rule(schema, root, Of::All)).collect();
         }
-        let has = |field: &str| schema.get(field).is_some();
-        let types: Vec<&str> = match schema.get("type") {
-            Some(Value::String(name)) => vec![name],
-            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-            _ if has("properties") => vec!["object"],
-            _ if has("items") => vec!["array"],
-            _ => return vec!["value".to_owned()],
-        };
+        let Some(types) = types(schema) else { return vec!["value".to_owned()] };
         let choice = |name| {
             Some(match name {
                 "string" => "quoted".to_owned(),
-                "integer" | "number" if RANGES.iter().any(|field| has(field)) => {
+                "integer" | "number" if has_any(schema, &RANGES) => {
                     let bounds = RANGES.iter().filter_map(|&field| Some((field.to_owned(), schema.get(field)?.clone())));
                     let bounds: Map<String, Value> = bounds.chain([("type".to_owned(), name.into())]).collect();
                     self.schemas.push((format!("n{n}{name}"), bounds.into()));
@@ -187,13 +197,42 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// The schema that a `$ref` within `root` leads to; itself where there is none, or where it leads in a circle.
+fn has_any(schema: &Value, fields: &[&str]) -> bool {
+    fields.iter().any(|field| schema.get(field).is_some())
+}
+
+/// The types that a schema names, or that its fields are about; `None` where it leaves them open.
+fn types(schema: &Value) -> Option<Vec<&str>> {
+    Some(match schema.get("type") {
+        Some(Value::String(name)) => vec![name],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ if has_any(schema, &["properties"]) => vec!["object"],
+        _ if has_any(schema, &["items"]) => vec!["array"],
+        _ => return None,
+    })
+}
+
+/// The schemas of which one holds, where each of them says by itself what its values are. Else they only add to the schema they
+/// stand in, as `{"required": […]}` does.
+fn alternatives<'a>(schema: &'a Value, root: &'a Value) -> Option<Vec<&'a Value>> {
+    let list = schema.get("anyOf").and_then(Value::as_array).or_else(|| schema.get("oneOf").and_then(Value::as_array))?;
+    let list: Vec<&Value> = list.iter().map(|schema| resolved(schema, root)).collect();
+    let complete = |schema: &&Value| types(schema).is_some() || has_any(schema, &["enum", "const", "anyOf", "oneOf"]);
+    (!has_any(schema, &["properties"]) && list.iter().all(complete)).then_some(list)
+}
+
+/// The schema that a `$ref` within `root` or an `allOf` of one leads to; itself where there is none, or where it leads in a circle.
 fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     let mut at = schema;
     for _ in 0..MAX_REFERENCES {
         let target = at.get("$ref").and_then(Value::as_str).and_then(|path| root.pointer(path.strip_prefix('#')?));
-        let Some(target) = target else { return at };
-        at = target;
+        let all = at.get("allOf").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        at = match (target, all) {
+            (Some(target), _) => target,
+            // As older Pydantic writes a reference with a description
+            (None, [only]) if types(at).is_none() && !has_any(at, &["enum", "const", "anyOf", "oneOf"]) => only,
+            _ => return at,
+        };
     }
     schema
 }

@@ -236,6 +236,46 @@ fn gemma_follows_nested_schemas() {
     }
 }
 
+/// Whatever else stands in the schema of an object, its properties hold, at the top and in a property.
+#[test]
+fn gemma_binds_objects_beside_alternatives_and_behind_references() {
+    let a = || json!({"a": {"type": "integer"}});
+    let required = json!([{"required": ["a"]}, {"required": ["b"]}]);
+    let two = json!([
+        {"properties": {"kind": {"const": "a"}, "n": {"type": "integer"}}, "required": ["kind", "n"]},
+        {"properties": {"kind": {"const": "b"}}, "required": ["kind"]},
+    ]);
+    let defs = json!({"o": {"type": "object", "properties": a(), "required": ["a"]}});
+    let one: &[(&str, bool)] = &[("{a:1}", true), ("{a:'x'}", false), ("{}", false), ("{a:1,c:1}", false), ("'x'", false)];
+    let either: &[(&str, bool)] =
+        &[("{kind:'a',n:1}", true), ("{kind:'b'}", true), ("{kind:'a'}", false), ("{kind:'b',n:1}", false), ("{kind:'c'}", false)];
+    let any: &[(&str, bool)] = &[("{a:1}", true), ("{}", true), ("'x'", false), ("x", false)];
+    for (schema, cases) in [
+        (json!({"type": "object", "properties": a(), "required": ["a"], "anyOf": required}), one),
+        (json!({"properties": a(), "required": ["a"], "oneOf": required}), one),
+        (json!({"type": ["object", "null"], "properties": a(), "required": ["a"]}), one),
+        (json!({"properties": a(), "required": ["a"]}), one),
+        (json!({"description": "…", "allOf": [{"$ref": "#/$defs/o"}]}), one),
+        (json!({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/o"}]}), one),
+        (json!({"anyOf": two}), either),
+        (json!({"type": "object", "oneOf": two}), either),
+        (json!({"type": "object", "anyOf": required}), any),
+    ] {
+        let mut top = schema.clone();
+        top["$defs"] = defs.clone();
+        let constraint = compile(&gemma(top));
+        for &(arguments, ok) in cases {
+            assert_eq!(takes(&constraint, arguments), ok, "{schema}: {arguments}");
+        }
+        assert!(!takes(&constraint, "null"), "{schema}: arguments are an object");
+        let inner = compile(&gemma(json!({"type": "object", "properties": {"p": schema}, "required": ["p"], "$defs": defs})));
+        for &(value, ok) in cases {
+            assert_eq!(takes(&inner, &format!("{{p:{value}}}")), ok, "{schema} in a property: {value}");
+        }
+        assert_eq!(takes(&inner, "{p:null}"), schema.to_string().contains("null"), "{schema} in a property");
+    }
+}
+
 /// Row 8: each is compiled, or refused with a reason, in bounded time; and none takes the process with it.
 #[test]
 fn hostile_schemas_of_gemma_are_bounded() {

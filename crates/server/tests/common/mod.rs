@@ -1,7 +1,11 @@
 //! A server over a tiny model, and how tests talk to it.
 #![allow(dead_code)]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -30,12 +34,27 @@ pub fn load(app: &App) {
 
 /// The same with another way to write tool calls and another chat template.
 pub fn load_as(app: &App, tool_format: Option<ToolFormat>, template: Option<&str>) {
-    load_with(app, tool_format, template, EngineOptions::default().max_waiting);
+    load_with(app, Load { tool_format, template, ..Load::default() });
 }
 
-/// The same with a bound on the requests that wait.
-pub fn load_with(app: &App, tool_format: Option<ToolFormat>, template: Option<&str>, max_waiting: usize) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
+/// What is loaded, and how.
+pub struct Load<'a> {
+    pub folder: PathBuf,
+    pub tool_format: Option<ToolFormat>,
+    /// The model's own where there is none
+    pub template: Option<&'a str>,
+    /// Bound on the requests that wait
+    pub max_waiting: usize,
+}
+
+impl Default for Load<'_> {
+    fn default() -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/llama3");
+        Self { folder, tool_format: None, template: None, max_waiting: EngineOptions::default().max_waiting }
+    }
+}
+
+pub fn load_with(app: &App, Load { folder, tool_format, template, max_waiting }: Load<'_>) {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
     let backend: Arc<CpuBackend> = Arc::new(CpuBackend::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap());

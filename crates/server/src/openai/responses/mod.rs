@@ -1,7 +1,7 @@
 //! `POST /v1/responses`, without state: every request brings its whole conversation, and nothing is stored.
 //!
 //! `store: true` is what routers send where a client says nothing (SMG among them) and what many clients send by habit, so it is taken,
-//! and every response says `store: false`. What counts on a stored response is refused: `previous_response_id`, `conversation`,
+//! as the one field that is not honoured and not refused, and every response says `store: false`. What counts on a stored response is refused: `previous_response_id`, `conversation`,
 //! `background`, and items that are references.
 
 mod events;
