@@ -4,8 +4,8 @@
 // - One parameter per kernel, a struct by value, mirrored by a #[repr(C)] struct of the same name in the launcher.
 // - Sizes and strides count elements.
 // - Every kernel calls pdl_wait() in every thread, before it reads anything that an earlier kernel wrote and before it
-//   writes anything; only weights may be read earlier. Leaving a kernel without it would let the kernel after it start
-//   before the one in front has finished.
+//   writes anything; only weights and what an upload brought may be read earlier. Leaving a kernel without it would let
+//   the kernel after it start before the one in front has finished.
 // - pdl_launch() early on lets the next kernel's prologue overlap this one; the next kernel's own wait keeps it correct.
 #pragma once
 

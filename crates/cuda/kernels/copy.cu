@@ -2,7 +2,7 @@
 // kv_write:     k_cache, v_cache at slots[token] = k, v of the token
 // embed_dense:  out[t] = table[ids[t]] · scale, from a table of 16-bit numbers
 // copy_words:   dst = src, one of which may be page-locked memory of the host
-// to_f16:       out[t] = x[t] as F16, what is beyond its range as ±65504
+// to_f16:       out[t] = x[t] as F16, what is beyond its range as ±65504, NaN as NaN
 //
 // Bound by memory or latency.
 #include "common.cuh"
@@ -101,9 +101,10 @@ extern "C" __global__ void __launch_bounds__(256) copy_words(const __grid_consta
     uint32_t word = 0;
     if (p.from_host && at < p.words) word = p.src[at];
     pdl_wait();
+    if (at < p.words) p.dst[at] = p.from_host ? word : p.src[at];
+    // Kernels behind may read lengths and tables before their own wait: what was uploaded is there when they start.
+    __threadfence();
     pdl_launch();
-    if (at >= p.words) return;
-    p.dst[at] = p.from_host ? word : p.src[at];
 }
 
 struct ToF16Params {
@@ -121,7 +122,10 @@ extern "C" __global__ void __launch_bounds__(256) to_f16(const __grid_constant__
     const Pack<bf16> x = load_pack(p.x + blockIdx.y * p.x_stride + at);
     Pack<f16> out;
 #pragma unroll
-    for (int i = 0; i < Pack<bf16>::N; i++) out.v[i] = from_f32<f16>(fminf(fmaxf(to_f32(x.v[i]), -65504.0f), 65504.0f));
+    for (int i = 0; i < Pack<bf16>::N; i++) {
+        const float value = to_f32(x.v[i]);
+        out.v[i] = from_f32<f16>(value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value);
+    }
     store_pack(p.out + static_cast<long long>(blockIdx.y) * p.cols + at, out);
 }
 

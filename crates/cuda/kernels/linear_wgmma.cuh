@@ -1,14 +1,14 @@
-// Dense BF16 linear by wgmma: tokens on the M side (tiles of 64·k), weight rows on the N side.
+// Dense linear by wgmma, weights and x both BF16 or both F16: tokens on the M side (tiles of 64·k), weight rows on the N side.
 #pragma once
 #include "hopper.cuh"
 #include "linear_dense.cuh"
-#include "wgmma.cuh"
+#include "sm90.cuh"
 
 namespace linear_dense {
 
 struct LinearWgmmaParams {
-    CUtensorMap weight;  // [rows, cols] bf16 row-major; box 64 columns × ROWS / max(2, CT) rows, 128-byte swizzle
-    CUtensorMap x;       // [tokens, cols] bf16; box 64 columns × x_box rows, 128-byte swizzle
+    CUtensorMap weight;  // [rows, cols] row-major; box 64 columns × ROWS / max(2, CT) rows, 128-byte swizzle
+    CUtensorMap x;       // [tokens, cols]; box 64 columns × x_box rows, 128-byte swizzle
     Output output;
     int cols;
     int band;                // token groups that go over the weight together, so that their x stays in L2
@@ -35,9 +35,11 @@ struct WgmmaTile {
     static_assert(CLUSTER <= 8, "portable cluster size");
 };
 
-template <int TOKENS, int ROWS, int WARPGROUPS, int CT, int CR, int SK, int STAGES>
+// T: the element type of weights and x.
+template <class T, int TOKENS, int ROWS, int WARPGROUPS, int CT, int CR, int SK, int STAGES>
 __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
     using namespace hopper;
+    constexpr uint32_t UNUSED = 16;  // the distance between blocks of columns, of which a stage has one
     using Tile = WgmmaTile<TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES>;
     extern __shared__ uint8_t smem_raw[];
     __shared__ alignas(8) uint64_t full_bars[STAGES], empty_bars[STAGES];
@@ -152,22 +154,22 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
             for (int k = 0; k < k_steps; k++) {
                 mbar_wait(full + 8 * slot, phase);
                 const uint32_t stage = smem + slot * Tile::STAGE_BYTES;
-                const uint64_t b = swizzle128_descriptor(stage + Tile::X_BYTES);
-                wgmma_fence();
+                const uint64_t b = sm90::tile_descriptor(stage + Tile::X_BYTES, UNUSED);
+                sm90::mma_fence();
 #pragma unroll
                 for (int m = 0; m < Tile::M_TILES; m++) {
-                    const uint64_t a = swizzle128_descriptor(stage + (wg * Tile::M_TILES + m) * 64 * Tile::K * 2);
+                    const uint64_t a = sm90::tile_descriptor(stage + (wg * Tile::M_TILES + m) * 64 * Tile::K * 2, UNUSED);
 #pragma unroll
                     for (int kk = 0; kk < Tile::K / 16; kk++)
-                        Wgmma<ROWS>::mma(acc[m], a + 2 * kk, b + 2 * kk, k > 0 || kk > 0);
+                        sm90::Mma<T>::mma(acc[m], sm90::tile_at(a, 32 * kk), sm90::tile_at(b, 32 * kk), k > 0 || kk > 0);
                 }
-                wgmma_commit();
-                wgmma_wait<1>();
+                sm90::mma_commit();
+                sm90::mma_wait<1>();
                 if (previous >= 0) release(previous);
                 previous = slot;
                 if (++slot == STAGES) slot = 0, phase ^= 1;
             }
-            wgmma_wait<0>();
+            sm90::mma_wait<0>();
             if (SK == 1) release(previous);
 
             int row_group, token_group;

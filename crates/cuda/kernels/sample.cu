@@ -307,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS) sample(const __grid_c
     const int row = blockIdx.x / p.parts, first = blockIdx.x % p.parts * p.part, elements = max(0, min(p.part, p.vocab - first));
     pdl_wait();
     pdl_launch();
-    const SampleRow r = p.rows ? p.rows[row] : SampleRow{.top_p = 1.0f, .counts_row = -1};
+    const SampleRow r = p.rows ? p.rows[row] : SampleRow{.top_p = 1.0f, .repetition_penalty = 1.0f, .counts_row = -1};
     const Filters filters(r, p.vocab);
     if (filters.any) return;
     int* counts = counts_of(p, r);

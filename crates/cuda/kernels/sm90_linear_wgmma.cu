@@ -1,6 +1,6 @@
 // linear_wgmma:  out[t, r] = Σ_k x[t, k] · w[r, k] for 17 tokens and more, with the epilogues of linear_dense.cuh
 //
-// Layout   w [rows, cols] and x [tokens, cols] bf16 row-major, cols % 8 == 0; tensor copies bring 64-column boxes in the
+// Layout   w [rows, cols] and x [tokens, cols] row-major, both bf16 or both f16, cols % 8 == 0; tensor copies bring 64-column boxes in the
 //          128-byte swizzle.
 // A CTA    computes TOKENS × ROWS results at a time (gated: ROWS / 2 gates and their ups): one warp fetches stages of 64
 //          columns, WARPGROUPS warpgroups multiply, m64 tiles of tokens by n = ROWS weight rows, which leaves the rows of
@@ -38,12 +38,14 @@
 
 using namespace linear_dense;
 
-// TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES
-#define INSTANCE(t, n, wg, ct, cr, sk, s)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(wg * 128 + 32, 1) linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk(            \
-        const __grid_constant__ LinearWgmmaParams p) {                                                                        \
-        linear_wgmma<t, n, wg, ct, cr, sk, s>(p);                                                                             \
+#define KERNEL(name, T, wg, ...)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(wg * 128 + 32, 1) name(const __grid_constant__ LinearWgmmaParams p) {     \
+        linear_wgmma<T, __VA_ARGS__>(p);                                                                                     \
     }
+// TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES
+#define INSTANCE(t, n, wg, ct, cr, sk, s)                                                                                    \
+    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk, bf16, wg, t, n, wg, ct, cr, sk, s)                                 \
+    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk##_f16, f16, wg, t, n, wg, ct, cr, sk, s)
 
 INSTANCE(64, 32, 1, 1, 1, 1, 16)
 INSTANCE(64, 32, 1, 1, 1, 4, 8)

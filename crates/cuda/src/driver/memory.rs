@@ -90,15 +90,17 @@ impl PinnedBuffer {
     /// When the system will not lock so much memory.
     pub fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
         device.bind()?;
-        let (mut start, mut on_device) = (std::ptr::null_mut(), 0);
+        let mut start = std::ptr::null_mut();
         // SAFETY: our context is current; the driver writes one address. Flags 1 and 2: usable from every context, and by kernels.
         check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut start, len.max(1), 1 | 2) })?;
-        // SAFETY: that memory; the driver writes one address.
-        check("cuMemHostGetDevicePointer", unsafe { sys::cuMemHostGetDevicePointer_v2(&mut on_device, start, 0) })?;
         let start = NonNull::new(start.cast::<u8>()).ok_or_else(|| super::error("cuMemHostAlloc returned no memory"))?;
         // SAFETY: `len` bytes that nobody else knows.
         unsafe { start.as_ptr().write_bytes(0, len) };
-        Ok(Self { device: device.clone(), start, on_device, len })
+        let mut buffer = Self { device: device.clone(), start, on_device: 0, len };
+        // SAFETY: that memory; the driver writes one address.
+        let found = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut buffer.on_device, start.as_ptr().cast(), 0) };
+        check("cuMemHostGetDevicePointer", found)?;
+        Ok(buffer)
     }
 
     /// Where kernels find it.

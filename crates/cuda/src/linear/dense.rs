@@ -10,7 +10,7 @@
 //! what is left, is no match for it (on an H100, an 8B decodes 1, 16, 64 sequences in 14.0, 16.6, 27.1 ms; with cuBLASLt in
 //! 6.1, 6.4, 7.1). Rows that are not whole 16-byte packs (cols % 8 ≠ 0) go to `linear_naive.cu`.
 //!
-//! F16 weights are multiplied by x as F16, in a kernel before; `sm90_linear_stream.cu` and `linear_mma.cu` do that.
+//! F16 weights are multiplied by x as F16, made so in a kernel before. cuBLASLt is not for them: it has no BF16 results of F16.
 
 use ferrum_kernels::{
     DType, Result,
@@ -87,8 +87,13 @@ struct LinearMmaParams {
     output: Output,
 }
 
-/// Of `linear_dense.cuh`.
+// `Epilogue` of `linear_dense.cuh`.
+const STORE_BF16: i32 = 0;
+const STORE_F32: i32 = 1;
+const ADD: i32 = 2;
 const ARGMAX: i32 = 3;
+const SILU: i32 = 4;
+const GELU_TANH: i32 = 5;
 
 /// L2 eviction policies, as `hopper.cuh` has them: weights that are read once, and weights that several tiles read.
 const EVICT_FIRST: u64 = 0x12F0_0000_0000_0000;
@@ -140,13 +145,14 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
         return naive::linear(cx, op, (dtype, weight));
     }
     let f16 = dtype == DType::F16;
-    let most = cx.workspace_len() / (2 * cols);
+    // As many tokens as have room in scratch memory as F16, and in a grid.
+    let most = (cx.workspace_len() / (2 * cols)).clamp(1, 65535);
     if f16 && tokens > most {
-        let rest = tokens - most;
-        let part = |first, count| (op.x.narrow(0, first, count), op.out.narrow(0, first, count));
-        let ((x, out), (next_x, next_out)) = (part(0, most), part(most, rest));
-        linear(cx, &Linear { x: &x, out: &out, ..*op }, (dtype, weight), rows)?;
-        return linear(cx, &Linear { x: &next_x, out: &next_out, ..*op }, (dtype, weight), rows);
+        for first in (0..tokens).step_by(most) {
+            let [x, out] = [op.x, op.out].map(|t| t.narrow(0, first, most.min(tokens - first)));
+            linear(cx, &Linear { x: &x, out: &out, ..*op }, (dtype, weight), rows)?;
+        }
+        return Ok(());
     }
     let stride = if tokens == 1 { columns } else { op.out.strides()[0] };
     let output = Output {
@@ -156,12 +162,12 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
         columns: columns as i32,
         stride: stride as i32,
         epilogue: match op.epilogue {
-            Epilogue::Store if op.out.dtype() == DType::BF16 => 0,
-            Epilogue::Store => 1,
-            Epilogue::Add => 2,
-            Epilogue::Argmax { .. } => ARGMAX,
-            Epilogue::ActMul { activation: Activation::Silu, .. } => 4,
-            Epilogue::ActMul { activation: Activation::GeluTanh, .. } => 5,
+            Epilogue::Store if op.out.dtype() == DType::BF16 => STORE_BF16,
+            Epilogue::Store => STORE_F32,
+            Epilogue::Add => ADD,
+            Epilogue::ActMul { activation: Activation::Silu, .. } => SILU,
+            Epilogue::ActMul { activation: Activation::GeluTanh, .. } => GELU_TANH,
+            Epilogue::Argmax { .. } => unreachable!("`argmax` takes these"),
         },
     };
     let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
@@ -177,14 +183,12 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
     if streams(cx, op)? {
         return product.stream(cx);
     }
-    if f16 {
-        return product.mma(cx);
-    }
     // What follows wgmma stores packs of neighbouring columns.
     let packs = columns.is_multiple_of(8) && stride.is_multiple_of(8) && (output.out | output.bias).is_multiple_of(16);
     let hopper = packs && cx.has("sm90_linear_wgmma");
     let for_lt = if cx.has("sm90_linear_wgmma") { tiles::is_for_lt(&product.shape) } else { packs && !product.shape.gated };
     if for_lt
+        && !f16
         && op.bias.is_none()
         && let Some(lt) = cx.lt()
     {
@@ -206,18 +210,22 @@ pub(super) fn takes_argmax(cx: &Context, op: &Linear) -> Result<bool> {
     Ok(many && cx.has("sm90_linear_wgmma") && x.dtype() == DType::BF16 && has_packs(&[x])?)
 }
 
-/// Queues `op`, which [`takes_argmax`] and has no norm, on its weight `[rows, cols]` BF16: logits are compared where they are
-/// made, and never in memory.
+/// Queues `op`, which [`takes_argmax`] and has no norm, on its weight `[rows, cols]`, BF16 or F16: logits are compared where
+/// they are made, and never in memory.
 ///
 /// # Errors
 /// When the device fails.
-pub(super) fn argmax(cx: &Context, op: &Linear, weight: &DeviceBuffer) -> Result<()> {
+pub(super) fn argmax(cx: &Context, op: &Linear, (dtype, weight): (DType, &DeviceBuffer)) -> Result<()> {
+    // Found before anything is queued: the other kernel alone would leave its candidates in the counters.
+    cx.kernel("sample", "take_largest")?;
+    let f16 = dtype == DType::F16;
     let ([tokens, cols], columns) = ([op.x.shape()[0], op.x.shape()[1]], op.weight.rows());
     let largest = cx.counters(2 * tokens)?;
     let output =
         Output { out: largest, bias: ptr_or_null(op.bias)?, tokens: tokens as i32, columns: columns as i32, stride: 0, epilogue: ARGMAX };
     let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true };
-    Product { op, f16: false, weight, x: ptr(op.x)?, x_stride: x_stride(op), shape, output }.wgmma(cx)?;
+    let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
+    Product { op, f16, weight, x, x_stride, shape, output }.wgmma(cx)?;
     let params = TakeLargestParams { largest, out: ptr(op.out)?, seqs: tokens as i32 };
     // SAFETY: there is a counter of 64 bits and a result for each token.
     unsafe { cx.launch("sample", "take_largest", Grid::new(tokens.div_ceil(256), 256), &params) }
@@ -283,7 +291,7 @@ impl Product<'_> {
         let map = |ptr, rows: usize, stride: usize, box_rows: usize| {
             TensorMapSpec {
                 ptr,
-                dtype: TensorMapDType::BF16,
+                dtype: if self.f16 { TensorMapDType::F16 } else { TensorMapDType::BF16 },
                 shape: [shape.cols as u64, rows as u64],
                 stride_bytes: [2, 2 * stride as u64],
                 box_shape: [64, box_rows as u32],
@@ -304,7 +312,7 @@ impl Product<'_> {
         let (shared_bytes, cluster) = (tile.shared_bytes(), tile.cluster() as u32);
         let grid = Grid { shared_bytes, cluster, ..Grid::new(tile.blocks(shape, sms), tile.threads()) };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
-        unsafe { cx.launch("sm90_linear_wgmma", tile.kernel, grid, &params) }
+        unsafe { cx.launch("sm90_linear_wgmma", if self.f16 { tile.f16_kernel } else { tile.kernel }, grid, &params) }
     }
 
     fn mma(&self, cx: &Context) -> Result<()> {
@@ -321,5 +329,24 @@ impl Product<'_> {
         let grid = Grid { blocks, shared_bytes: tile.shared_bytes(), ..Grid::new(1, 128) };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
         unsafe { cx.launch("linear_mma", if self.f16 { tile.f16_kernel } else { tile.kernel }, grid, &params) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epilogues_are_those_of_the_kernels() {
+        let ours = [
+            ("STORE_BF16", STORE_BF16),
+            ("STORE_F32", STORE_F32),
+            ("ADD", ADD),
+            ("ARGMAX", ARGMAX),
+            ("SILU", SILU),
+            ("GELU_TANH", GELU_TANH),
+        ];
+        let listed = ours.map(|(name, number)| format!("{name} = {number}")).join(", ");
+        assert!(include_str!("../../kernels/linear_dense.cuh").contains(&format!("enum Epilogue : int {{ {listed} }};")));
     }
 }

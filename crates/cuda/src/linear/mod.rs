@@ -138,13 +138,13 @@ pub(crate) fn run(backend: &CudaBackend, cx: &Context, op: &Linear) -> Result<()
 
 /// The largest results of an `op` whose epilogue is [`Epilogue::Argmax`].
 fn argmax(backend: &CudaBackend, cx: &Context, op: &Linear, parts: &[Part]) -> Result<()> {
-    let [Part { layout: Layout::Dense { dtype: DType::BF16, data }, .. }] = parts else { return op.unfused(backend) };
+    let [Part { layout: Layout::Dense { dtype, data }, .. }] = parts else { return op.unfused(backend) };
     if !dense::takes_argmax(cx, op)? {
         return op.unfused(backend);
     }
-    let Some(Norm { weight, eps, normed }) = op.norm else { return dense::argmax(cx, op, data) };
+    let Some(Norm { weight, eps, normed }) = op.norm else { return dense::argmax(cx, op, (*dtype, data)) };
     backend.rms_norm(&RmsNorm { x: op.x, weight, eps, out: normed })?;
-    dense::argmax(cx, &Linear { x: normed, norm: None, ..*op }, data)
+    dense::argmax(cx, &Linear { x: normed, norm: None, ..*op }, (*dtype, data))
 }
 
 pub(crate) fn embed(cx: &Context, op: &Embed) -> Result<()> {

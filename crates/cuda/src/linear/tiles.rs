@@ -55,6 +55,7 @@ pub(super) struct StreamTile {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct WgmmaTile {
     pub kernel: &'static str,
+    pub f16_kernel: &'static str,
     tokens: usize,
     rows: usize,
     warpgroups: usize,
@@ -93,6 +94,7 @@ macro_rules! wgmma_tiles {
     ($(($t:literal, $n:literal, $wg:literal, $ct:literal, $cr:literal, $sk:literal, $s:literal)),* $(,)?) => {
         [$(WgmmaTile {
             kernel: concat!("linear_wgmma_", $t, "x", $n, "_c", $ct, "x", $cr, "_k", $sk),
+            f16_kernel: concat!("linear_wgmma_", $t, "x", $n, "_c", $ct, "x", $cr, "_k", $sk, "_f16"),
             tokens: $t,
             rows: $n,
             warpgroups: $wg,

@@ -85,14 +85,20 @@ impl Head {
         }
         let x = if all { x } else { &picked };
         let norm = norm.map(|n| n.before(&normed));
-        if step.batch.greedy {
-            // A soft cap leaves the order of logits as it is.
-            let (epilogue, drawn) = (ops::Epilogue::Argmax { logits: &logits }, step.batch.drawn.narrow(0, 0, count));
-            return Ok(step.backend.linear(&ops::Linear { norm, epilogue, ..self.op(x, &drawn) })?);
+        let drawn = step.batch.greedy.then(|| step.batch.drawn.narrow(0, 0, count));
+        if let Some(drawn) = &drawn
+            && self.softcap.is_none()
+        {
+            let epilogue = ops::Epilogue::Argmax { logits: &logits };
+            return Ok(step.backend.linear(&ops::Linear { norm, epilogue, ..self.op(x, drawn) })?);
         }
         self.project(step.backend, ops::Linear { norm, ..self.op(x, &logits) })?;
         step.tap(|| "logits".into(), &logits);
-        Ok(())
+        match &drawn {
+            // Not before the cap: rounded, it makes neighbours equal.
+            Some(drawn) => Ok(step.backend.sample(&ops::Sample { logits: &logits, params: None, counts: None, out: drawn })?),
+            None => Ok(()),
+        }
     }
 
     /// Logits of normed rows: `states: [rows, hidden]` to `logits: [rows, vocab]` F32.
