@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -48,8 +49,8 @@ impl Owner for File {
         true
     }
 
-    fn is_whole(&self) -> bool {
-        !self.torn.load(Ordering::Relaxed)
+    fn lost(&self) -> Option<&Path> {
+        self.torn.load(Ordering::Relaxed).then_some(Path::new("w.gguf"))
     }
 
     fn release(&self, range: Range<usize>) {
@@ -113,7 +114,7 @@ fn weights_whose_file_lost_bytes_are_errors() {
         file.tear();
         for tokens in [1, 1, 40] {
             let error = try_product(&backend, &weight, tokens, rows).unwrap_err().to_string();
-            assert!(error.contains("weight `w`: a part of its file was gone"), "{dtype}: {error}");
+            assert!(error.contains("weight `w`: a part of w.gguf was gone"), "{dtype}: {error}");
         }
         try_row(&backend, &weight, 0).unwrap_err();
         assert_eq!(file.released(), 0, "{dtype}: nothing that was read after that is kept");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Bound, Range, RangeBounds};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Whoever keeps the bytes: returns the same ones on every call, as a vector or a read-only mapping does.
@@ -13,9 +14,9 @@ pub trait Owner: Send + Sync {
         false
     }
 
-    /// False once a part of the file was gone when it was read, so that other bytes stood in its place. One atomic load.
-    fn is_whole(&self) -> bool {
-        true
+    /// The file's path, once a part of it was gone when it was read, so that other bytes stood in its place. One atomic load.
+    fn lost(&self) -> Option<&Path> {
+        None
     }
 
     /// The bytes of `range` will hardly be read again: memory that can be filled anew from elsewhere may be given back.
@@ -69,10 +70,10 @@ impl HostBytes {
         self.owner.is_file()
     }
 
-    /// Whether all that was read of their owner until now were its own bytes: see [`Owner::is_whole`]. Asked after a read, it
-    /// tells whether that read can be trusted.
-    pub fn is_whole(&self) -> bool {
-        self.owner.is_whole()
+    /// `None` as long as all that was read of their owner were its own bytes: see [`Owner::lost`]. Asked after a read, it tells
+    /// whether that read can be trusted.
+    pub fn lost(&self) -> Option<&Path> {
+        self.owner.lost()
     }
 
     /// Tells the owner that the part `range` will hardly be read again. It can be, at the price of fetching it.

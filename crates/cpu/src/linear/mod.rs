@@ -16,7 +16,7 @@ mod x86;
 
 #[cfg(target_arch = "x86_64")]
 use std::time::Instant;
-use std::{any::Any, sync::Arc};
+use std::{any::Any, path::Path, sync::Arc};
 
 use ferrum_kernels::{
     DType, Error, HostBytes, PreparedWeight, Result, Weight, WeightPart,
@@ -112,12 +112,12 @@ impl CpuWeight {
     /// # Errors
     /// When some of what was read may not have been the weight `name`.
     pub fn check(&self, name: &str) -> Result<()> {
-        let whole = |part: &Part| match &part.data {
-            Rows::AsStored(data) => data.is_whole(),
+        let lost = self.parts.iter().find_map(|part| match &part.data {
+            Rows::AsStored(data) => data.lost(),
             #[cfg(target_arch = "x86_64")]
-            Rows::Panels(panels) => panels.is_whole(),
-        };
-        if self.parts.iter().all(whole) { Ok(()) } else { Err(gone(name)) }
+            Rows::Panels(panels) => panels.lost(),
+        });
+        lost.map_or(Ok(()), |file| Err(gone(name, file)))
     }
 
     /// Whether a backend like this can compute with it.
@@ -130,8 +130,9 @@ impl CpuWeight {
     }
 }
 
-fn gone(name: &str) -> Error {
-    Error::Weight { name: name.into(), reason: "a part of its file was gone when it was read; put the file back and start again".into() }
+fn gone(name: &str, file: &Path) -> Error {
+    let reason = format!("a part of {} was gone when it was read; put the file back and start again", file.display());
+    Error::Weight { name: name.into(), reason }
 }
 
 /// Memory that every `linear` uses anew, sized by [`prepare`].
@@ -221,8 +222,8 @@ fn rearrange(how: How, pool: &Pool, scratch: &mut Scratch, name: &str, part: &We
         scratch.pace.waiting += 1;
     } else {
         while panels.is_waiting() {
-            if !panels.arrange(pool) {
-                return Err(gone(name));
+            if let Some(file) = panels.arrange(pool) {
+                return Err(gone(name, file));
             }
         }
         panels.drop_stored();
@@ -284,9 +285,9 @@ fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize
         }
         while panels.is_waiting() && scratch.pace.may_spend(tokens) {
             let started = Instant::now();
-            let done = panels.arrange(pool);
+            let lost = panels.arrange(pool).is_some();
             scratch.pace.spend(started.elapsed().as_secs_f64(), tokens);
-            if !done {
+            if lost {
                 return;
             }
             scratch.pace.waiting -= usize::from(!panels.is_waiting());

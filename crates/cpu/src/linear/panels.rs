@@ -14,6 +14,7 @@
 
 use std::{
     ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -112,8 +113,9 @@ impl Panels {
         Ok(Self { stored: data.clone(), row_bytes, rows, arranged, used, room, dtype, lanes, blocks })
     }
 
-    /// Rearranges the next panels and releases their rows. False, and they are not counted, when a part of the file was gone.
-    pub fn arrange(&self, pool: &Pool) -> bool {
+    /// Rearranges the next panels and releases their rows. Not counted, and the path is given, when
+    /// a part of their file was gone.
+    pub fn arrange(&self, pool: &Pool) -> Option<&Path> {
         let first = self.arranged();
         let end = self.count().min(first + PIECE_BYTES.div_ceil(self.panel_bytes().max(1)));
         pool.chunks(end - first, (end - first).div_ceil(4 * pool.workers()), &|_, range| {
@@ -123,13 +125,14 @@ impl Panels {
                 unsafe { self.fill(panel, 0..self.blocks, self.place(panel).cast_mut()) };
             }
         });
-        if !self.stored.is_whole() {
-            return false;
+        let lost = self.stored.lost();
+        if lost.is_some() {
+            return lost;
         }
         let row = |panel: usize| (panel * self.lanes).min(self.rows) * self.row_bytes;
         self.stored.release(row(first)..row(end));
         self.arranged.store(end, Ordering::Release);
-        true
+        None
     }
 
     /// Gives back the rows once all panels are in memory.
@@ -138,9 +141,9 @@ impl Panels {
         self.stored = HostBytes::from_vec(Vec::new());
     }
 
-    /// Whether products could read all that they needed: panels in memory do not mind what becomes of the file.
-    pub fn is_whole(&self) -> bool {
-        !self.is_waiting() || self.stored.is_whole()
+    /// The file's path, if products miss a part of it: panels in memory do not mind what becomes of the file.
+    pub fn lost(&self) -> Option<&Path> {
+        if self.is_waiting() { self.stored.lost() } else { None }
     }
 
     /// Whether panels are missing in memory.
@@ -351,7 +354,7 @@ mod tests {
                     })
                     .collect();
                 let panels = Panels::new(lanes, dtype, rows, &HostBytes::from_vec(data.clone()), &mut Arena::default()).unwrap();
-                assert!(panels.arrange(&pool) && !panels.is_waiting());
+                assert!(panels.arrange(&pool).is_none() && !panels.is_waiting());
                 for (n, row) in data.chunks_exact(row_bytes).enumerate() {
                     let (mut want, mut got) = (vec![0.0; 3 * dtype.block_len()], vec![1.0; 3 * dtype.block_len()]);
                     quant::dequantize(dtype, row, &mut want).unwrap();

@@ -131,10 +131,10 @@ impl Owner for Inner {
         matches!(self.data, Data::Mapped { .. })
     }
 
-    fn is_whole(&self) -> bool {
+    fn lost(&self) -> Option<&Path> {
         match &self.data {
-            Data::Owned(_) => true,
-            Data::Mapped { registration, .. } => !registration.faulted(),
+            Data::Mapped { registration, .. } if registration.faulted() => Some(&self.path),
+            _ => None,
         }
     }
 
