@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     options::Sizes,
     plan::{Plan, Segment},
-    runner::{Issue, Runner},
+    runner::{Draw, Runner},
     scheduler::Scheduler,
 };
 
@@ -121,7 +121,10 @@ impl DraftingModel {
         if self.plan.is_empty() {
             return Ok(());
         }
-        self.runner.issue(&self.plan, &Issue { params: Some(&self.params), counts: None, states: false, logits: false })?;
+        // Nobody with penalties speculates, and nobody reads these logits.
+        let greedy = self.params.iter().all(|p| p.temperature == 0.0);
+        let draw = if greedy { Draw::Likeliest } else { Draw::FromLogits { params: &self.params, counts: None } };
+        self.runner.issue(&self.plan, draw, false)?;
         self.runner.wait()
     }
 }

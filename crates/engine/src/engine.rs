@@ -6,18 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_kernels::{
-    Backend,
-    ops::{LogitBias, SampleParams},
-};
+use ferrum_kernels::{Backend, ops::SampleParams};
 use ferrum_models::{Model, ModelInfo};
 
 use crate::{
+    active::{Active, Needs},
     block_pool::{BlockPool, KvEvent},
     counts::{CountRows, History},
     draft::DraftingModel,
     error::{Result, SubmitError},
-    grammar::{Constraint, GrammarError},
+    grammar::GrammarError,
     logprobs::TokenLogprobs,
     masks::Masks,
     memory::MemoryPlan,
@@ -25,7 +23,7 @@ use crate::{
     plan::{Plan, PlannedSequence, RequestId},
     read_prompt::PromptReader,
     request::Request,
-    runner::{Issue, Runner},
+    runner::{Draw, Runner},
     scheduler::{Counts, Limits, Outcome, Scheduler},
     sequence::{FinishReason, Finished, NewSequence},
     speculate::StepTimes,
@@ -109,63 +107,6 @@ pub struct Engine {
     logprobs: Vec<(usize, TokenLogprobs)>,
     outcomes: Vec<Outcome>,
     started: Vec<RequestId>,
-}
-
-/// What drawing needs to know of a request.
-struct Active {
-    id: RequestId,
-    params: SampleParams,
-    /// Only with penalties
-    history: Option<History>,
-    logprobs: Option<usize>,
-    biases: Vec<LogitBias>,
-    constraint: Option<Constraint>,
-    reader: Option<PromptReader>,
-}
-
-impl Active {
-    fn is_masked(&self) -> bool {
-        self.constraint.is_some() || !self.biases.is_empty()
-    }
-}
-
-/// How many active requests need more than their likeliest tokens. Where nobody does, a step need not look at them.
-#[derive(Debug, Default)]
-struct Needs {
-    /// Their tokens are drawn by parameters, from logits
-    params: usize,
-    /// Grammars or biases
-    masks: usize,
-    logprobs: usize,
-    /// Something of the prompt
-    reading: usize,
-    /// What becomes of their tokens changes what is drawn next: grammars, penalties
-    states: usize,
-}
-
-impl Needs {
-    fn of(active: &Active) -> [bool; 5] {
-        let penalties = active.history.is_some();
-        [
-            penalties || active.params.temperature != 0.0 || active.logprobs.is_some(),
-            active.is_masked(),
-            active.logprobs.is_some(),
-            active.reader.is_some(),
-            penalties || active.constraint.is_some(),
-        ]
-    }
-
-    fn counts(&mut self) -> [&mut usize; 5] {
-        [&mut self.params, &mut self.masks, &mut self.logprobs, &mut self.reading, &mut self.states]
-    }
-
-    fn add(&mut self, active: &Active) {
-        self.counts().into_iter().zip(Self::of(active)).for_each(|(count, needs)| *count += usize::from(needs));
-    }
-
-    fn remove(&mut self, active: &Active) {
-        self.counts().into_iter().zip(Self::of(active)).for_each(|(count, needs)| *count -= usize::from(needs));
-    }
 }
 
 impl Engine {
@@ -406,6 +347,10 @@ impl Engine {
         if known != waiting + running || known + self.free_tags.len() != self.active.len() {
             return Err(format!("{known} requests known, {waiting} waiting, {running} running, {} free tags", self.free_tags.len()));
         }
+        let needs = Needs::of(self.active.iter().flatten());
+        if needs != self.needs {
+            return Err(format!("{:?} counted of requests that need {needs:?}", self.needs));
+        }
         self.scheduler.check_integrity()
     }
 
@@ -422,13 +367,11 @@ impl Engine {
 
     /// Uploads a plan and issues its operations.
     fn issue(&mut self, plan: &Plan) -> Result<()> {
-        if self.needs.params > 0 {
-            self.fill_params(plan)?;
-        }
+        let from_logits = self.needs.logits > 0 && self.fill_params(plan)?;
         let issuing = Instant::now();
-        let params = (self.needs.params > 0).then_some(&self.params[..]);
-        let (counts, states, logits) = (self.counts.tensor(), self.reads_prompts(plan), self.wants_logprobs(plan));
-        self.runner.issue(plan, &Issue { params, counts, states, logits })?;
+        let draw = if from_logits { Draw::FromLogits { params: &self.params, counts: self.counts.tensor() } } else { Draw::Likeliest };
+        let states = self.reads_prompts(plan);
+        self.runner.issue(plan, draw, states)?;
         if !self.overlapped {
             self.stats.last_step.device_time += issuing.elapsed();
         }
@@ -439,7 +382,7 @@ impl Engine {
     /// the forward pass; `landed` becomes how that went.
     fn issue_masked(&mut self, plan: &Plan, events: &mut Vec<Event>, landed: &mut Result<()>) -> Result<()> {
         let (issuing, states) = (Instant::now(), self.reads_prompts(plan));
-        self.runner.issue_forward(plan, states)?;
+        self.runner.issue(plan, Draw::Later, states)?;
         let issuing = issuing.elapsed();
         let before = self.land(events);
         if landed.is_ok() {
@@ -455,13 +398,16 @@ impl Engine {
         Ok(())
     }
 
-    /// The parameters of every row that is drawn. One whose request has ended meanwhile draws what nobody reads.
-    fn fill_params(&mut self, plan: &Plan) -> Result<()> {
+    /// The parameters of every row that is drawn. One whose request has ended meanwhile draws what nobody reads. Returns whether
+    /// any row needs its logits.
+    fn fill_params(&mut self, plan: &Plan) -> Result<bool> {
         let vocab = self.model_info().vocab;
+        let mut needs_logits = false;
         self.params.clear();
         for (planned, draw) in plan.sampling() {
             let mut params = SampleParams::GREEDY;
             if let Some(active) = self.active[planned.tag].as_mut().filter(|a| a.id == planned.id) {
+                needs_logits |= active.needs_logits();
                 params = SampleParams { position: draw as u32, ..active.params };
                 if let Some(history) = &mut active.history {
                     params.counts_row = self.counts.row(self.runner.backend(), vocab, history)?;
@@ -469,7 +415,7 @@ impl Engine {
             }
             self.params.push(params);
         }
-        Ok(())
+        Ok(needs_logits)
     }
 
     /// The masks of every row that is drawn. Whose grammar cannot go on ends here.

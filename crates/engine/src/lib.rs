@@ -10,6 +10,7 @@
 //! Where the device works on its own, the next step is issued before the tokens of the last have come.
 #![forbid(unsafe_code)]
 
+mod active;
 mod block_pool;
 mod counts;
 mod draft;

@@ -38,15 +38,20 @@ pub(crate) struct Runner {
     states: Option<Tensor>,
 }
 
-/// What a step takes besides its plan.
-pub(crate) struct Issue<'a> {
-    /// Those of the sampled rows; `None`: they are all greedy, and nobody reads logits
-    pub params: Option<&'a [SampleParams]>,
-    pub counts: Option<&'a Tensor>,
-    /// Whether the hidden states are read afterwards, before the next step is issued
-    pub states: bool,
-    /// Whether the logits are
-    pub logits: bool,
+/// The drawing at the end of a step.
+#[derive(Clone, Copy)]
+pub(crate) enum Draw<'a> {
+    /// The likeliest token of every row, which the output head finds: no logits are left to read
+    Likeliest,
+    /// From logits, which can be read afterwards
+    FromLogits {
+        /// `[samples]`
+        params: &'a [SampleParams],
+        /// `[rows, vocab]` I32: occurrences of tokens, where parameters refer to any
+        counts: Option<&'a Tensor>,
+    },
+    /// Not with the forward pass, which leaves the logits
+    Later,
 }
 
 /// What a graph refers to.
@@ -68,17 +73,6 @@ struct Device {
 struct Landing {
     readback: Box<dyn Readback>,
     rows: usize,
-}
-
-/// The drawing at the end of a step.
-#[derive(Clone, Copy)]
-enum Draw<'a> {
-    /// All rows greedy, without penalties: with the output head, without logits
-    Greedy,
-    /// By these parameters, and the occurrences of tokens
-    Params(&'a [SampleParams], Option<&'a Tensor>),
-    /// Not with the forward pass
-    Later,
 }
 
 impl Runner {
@@ -123,48 +117,30 @@ impl Runner {
         &*self.device.model
     }
 
-    /// Issues a step. [`Runner::wait`] brings its tokens.
+    /// Issues a step; with `states`, the hidden states can be read until the next one. [`Runner::wait`] brings its tokens, if it
+    /// draws any: of one with [`Draw::Later`], [`Runner::draw_masked`] is the other half.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn issue(&mut self, plan: &Plan, &Issue { params, counts, states, logits }: &Issue) -> Result<()> {
-        let rows = plan.samples();
-        let draw = match params {
-            Some(params) if logits || !params.iter().all(|p| p.temperature == 0.0 && p.counts_row < 0) => Draw::Params(params, counts),
-            _ => Draw::Greedy,
-        };
+    pub fn issue(&mut self, plan: &Plan, draw: Draw, states: bool) -> Result<()> {
         self.states = None;
         if plan.is_decode() && self.graphs.is_some() && !states {
             self.issue_decode(plan, draw)?;
         } else {
             let (batch, params) = self.upload(plan, None, draw)?;
             self.device.forward(&batch)?;
-            self.device.draw(rows, draw, &params)?;
+            self.device.draw(plan.samples(), draw, &params)?;
             if states {
                 self.states = Some(self.device.states(&batch)?);
             }
         }
-        self.start_landing(rows)
+        match draw {
+            Draw::Later => Ok(()),
+            Draw::Likeliest | Draw::FromLogits { .. } => self.start_landing(plan.samples()),
+        }
     }
 
-    /// Issues the forward pass of a step whose drawing [`Runner::draw_masked`] issues; `states` as in [`Issue`].
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn issue_forward(&mut self, plan: &Plan, states: bool) -> Result<()> {
-        self.states = None;
-        if plan.is_decode() && self.graphs.is_some() && !states {
-            return self.issue_decode(plan, Draw::Later);
-        }
-        let (batch, _) = self.upload(plan, None, Draw::Later)?;
-        self.device.forward(&batch)?;
-        if states {
-            self.states = Some(self.device.states(&batch)?);
-        }
-        Ok(())
-    }
-
-    /// The second half of [`Runner::issue`], with masks on the logits.
+    /// The other half of [`Runner::issue`], with masks on the logits.
     ///
     /// # Errors
     /// When the device fails.
@@ -172,7 +148,7 @@ impl Runner {
         let (device, rows) = (&self.device, params.len());
         masks.apply(&*device.backend, device.params.shape()[0], &device.scratch.logits.narrow(0, 0, rows))?;
         device.backend.upload(&device.params.narrow(0, 0, rows), bytemuck::cast_slice(params))?;
-        device.draw(rows, Draw::Params(params, counts), &device.params)?;
+        device.draw(rows, Draw::FromLogits { params, counts }, &device.params)?;
         self.start_landing(rows)
     }
 
@@ -224,7 +200,7 @@ impl Runner {
         &self.tokens
     }
 
-    /// One row of the last step's logits, `[vocab]`.
+    /// One row of the last step's logits, `[vocab]`; not of one that was issued with [`Draw::Likeliest`].
     ///
     /// # Errors
     /// When the device fails.
@@ -261,7 +237,7 @@ impl Runner {
     /// A decode step from its graph, where there is one.
     fn issue_decode(&mut self, plan: &Plan, draw: Draw) -> Result<()> {
         let Some(graphs) = &self.graphs else { return Ok(()) };
-        let shape = graphs.shape(plan.tokens.len(), plan.table_width, matches!(draw, Draw::Greedy));
+        let shape = graphs.shape(plan.tokens.len(), plan.table_width, matches!(draw, Draw::Likeliest));
         let (batch, params) = self.upload(plan, Some(shape), draw)?;
         let device = &self.device;
         // What draws by parameters depends on more than the shape, so that it stays outside.
@@ -314,7 +290,7 @@ impl Runner {
         let block_tables = index.narrow(0, start, (seqs + more) * width).reshape(&[seqs + more, width]);
         let row = size_of::<SampleParams>() / size_of::<i32>();
         let mut params = self.device.index_params.narrow(0, 0, 0);
-        if let Draw::Params(of_rows, _) = draw {
+        if let Draw::FromLogits { params: of_rows, .. } = draw {
             staging.resize(staging.len().next_multiple_of(row), 0);
             params = self.device.index_params.narrow(0, staging.len() / row, of_rows.len());
             staging.extend_from_slice(bytemuck::cast_slice(of_rows));
@@ -322,7 +298,7 @@ impl Runner {
         self.device.backend.upload(&index.narrow(0, 0, staging.len()), bytemuck::cast_slice(staging))?;
         let drawn = self.device.drawn.clone();
         let max_query_len = plan.max_query_len;
-        let greedy = matches!(draw, Draw::Greedy);
+        let greedy = matches!(draw, Draw::Likeliest);
         let batch = Batch { tokens, drawn, positions, slots, cu_seqlens, context_lens, block_tables, logit_rows, max_query_len, greedy };
         Ok((batch, params))
     }
@@ -344,7 +320,7 @@ impl Device {
     /// Draws one token from each of the first `rows` rows of logits, if they are to be drawn from now; `params` is where those
     /// of `draw` are.
     fn draw(&self, rows: usize, draw: Draw, params: &Tensor) -> Result<()> {
-        let Draw::Params(_, counts) = draw else { return Ok(()) };
+        let Draw::FromLogits { counts, .. } = draw else { return Ok(()) };
         if rows == 0 {
             return Ok(());
         }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ferrum_engine::{Engine, EngineOptions, Event, Grammar, GrammarCompiler, Request, SamplingParams};
+use ferrum_engine::{Engine, EngineOptions, Event, Grammar, GrammarCompiler, Request, SamplingParams, TokenLogprobs};
 use ferrum_kernels::{
     Backend, DType, DeviceInfo, Graph, PreparedWeight, Readback, ReferenceBackend, Result, Storage, Tensor, Weight,
     ops::{
@@ -246,12 +246,20 @@ fn engine(backend: Arc<dyn Backend>, fixture: &str, max_seqs: usize) -> Engine {
 }
 
 fn answers(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<u32>> {
+    let tokens = |told: Told| told.into_iter().map(|(token, _)| token).collect();
+    run(engine, requests).into_iter().map(tokens).collect()
+}
+
+/// The tokens of an answer, each with what was asked of it.
+type Told = Vec<(u32, Option<TokenLogprobs>)>;
+
+fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Told> {
     let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
     let mut answers = vec![Vec::new(); ids.len()];
     while engine.has_work() {
         for event in engine.step().unwrap() {
-            let Event::Token { id, token, .. } = event else { continue };
-            answers[ids.iter().position(|&i| i == id).unwrap()].push(token);
+            let Event::Token { id, token, logprobs } = event else { continue };
+            answers[ids.iter().position(|&i| i == id).unwrap()].push((token, logprobs));
         }
         engine.check_integrity().unwrap();
     }
@@ -293,6 +301,28 @@ fn graphs_give_the_same_tokens() {
             assert_eq!(answers(&mut graphed, &requests(vocab)), want, "{fixture}, {max_seqs} sequences");
             assert!(recorder.0.counts.lock().unwrap().replays > 5);
         }
+    }
+}
+
+/// A greedy step leaves no logits. Whoever wants to see some gets neither its graph, nor what earlier steps left of logits and
+/// parameters.
+#[test]
+fn log_probabilities_of_greedy_requests_are_of_their_own_step() {
+    let greedy = |n: u32, max_tokens| Request { max_tokens: Some(max_tokens), ..Request::new(vec![n; 5]) };
+    let seen = |n, max_tokens| Request { logprobs: Some(3), ..greedy(n, max_tokens) };
+    let sampled = |n: u32| SamplingParams { temperature: 0.9, seed: Some(n.into()), ..SamplingParams::default() };
+    let sampled = |n, max_tokens| Request { sampling: sampled(n), ..greedy(n, max_tokens) };
+    let turns =
+        [vec![greedy(3, 12)], vec![sampled(4, 12), sampled(5, 9)], vec![seen(6, 12)], vec![greedy(7, 12), seen(8, 9)], vec![greedy(3, 12)]];
+    let mut plain = engine(Arc::new(ReferenceBackend), "llama3", 1);
+    let recorder = Recorder::default();
+    let mut graphed = engine(Arc::new(recorder.clone()), "llama3", 2);
+    for turn in turns {
+        let want = run(&mut plain, &turn);
+        let replays = recorder.0.counts.lock().unwrap().replays;
+        assert_eq!(run(&mut graphed, &turn), want);
+        assert!(recorder.0.counts.lock().unwrap().replays > replays, "no graph was recorded");
+        assert!(want.iter().zip(&turn).all(|(told, request)| told.iter().all(|(_, l)| l.is_some() == request.logprobs.is_some())));
     }
 }
 
