@@ -1,12 +1,45 @@
 //! What the host does in a decode step of 256 requests, on a device that takes no time.
 
-#[path = "common/no_device.rs"]
-mod no_device;
+use std::{sync::Arc, time::Duration};
 
-use std::time::Duration;
+use ferrum_engine::{Engine, EngineOptions, Request, SamplingParams};
+use ferrum_kernels::{Backend, Tensor, testkit::NoDevice};
+use ferrum_models::{Model, ModelInfo, Step};
 
-use ferrum_engine::{Request, SamplingParams};
-use no_device::engine;
+struct NoModel(ModelInfo);
+
+impl Model for NoModel {
+    fn info(&self) -> &ModelInfo {
+        &self.0
+    }
+    fn forward(&self, _: &mut Step) -> ferrum_models::Result<()> {
+        Ok(())
+    }
+    fn states(&self, step: &Step) -> ferrum_models::Result<Tensor> {
+        Ok(step.rows(&step.scratch.hidden))
+    }
+    fn logits(&self, _: &dyn Backend, _: &Tensor, _: &Tensor) -> ferrum_models::Result<()> {
+        Ok(())
+    }
+}
+
+/// An engine for 256 requests.
+fn engine() -> Engine {
+    let info = ModelInfo {
+        family: "none",
+        vocab: 256,
+        hidden: 4,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        inner: 4,
+        max_context: 4096,
+        parameters: 0,
+    };
+    let options = EngineOptions { max_context: Some(1024), max_seqs: 256, ..EngineOptions::default() };
+    Engine::new(Arc::new(NoDevice), Arc::new(NoModel(info)), options).unwrap()
+}
 
 /// Host times of the steps in which 256 requests decode, ascending; `between` runs before each.
 fn decode_times(sampling: &SamplingParams, mut between: impl FnMut()) -> Vec<Duration> {

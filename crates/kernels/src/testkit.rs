@@ -1,5 +1,7 @@
 //! One case table for every backend: correctness against the scalar reference, speed, and what is supported.
 
+mod no_device;
+
 use std::{
     fmt::Write as _,
     ops::Range,
@@ -8,6 +10,8 @@ use std::{
 };
 
 use crate::{Backend, DType, Error, HostBytes, PreparedWeight, ReferenceBackend, Result, Tensor, Weight, WeightPart, ops, quant};
+
+pub use no_device::NoDevice;
 
 /// How far a result may be from the reference: two measures, because a bound that catches one wrong element lets a
 /// small error in all of them pass, and the other way round.

@@ -3,7 +3,8 @@
 //! Connections are tasks; the engine is one plain thread. A request goes over as a command and comes back as a stream of
 //! [`Update`]s. A [`Ticket`] that is dropped cancels its request: the engine frees its blocks before its next step.
 //!
-//! The engine hands over all events of a step at once; [`crate::delivery`] brings each to its request.
+//! The engine hands over all events of a step at once; [`crate::delivery`] brings each to its request. Should that thread die,
+//! the engine's ends as well.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,11 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferrum_engine::{Engine, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
+use ferrum_engine::{Engine, Event, Finished, KvEvent, Reading, Request, RequestId, Stats, SubmitError, TokenLogprobs};
 use prometheus_client::metrics::{family::Family, histogram::Histogram};
 use tokio::sync::{broadcast, mpsc as updates, oneshot};
 
-use crate::delivery::{Deliveries, Delivery};
+use crate::delivery::{Deliveries, Parcel};
 
 /// How often an idle engine shows that it is alive.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
@@ -149,13 +150,20 @@ impl Service {
     /// # Errors
     /// When the system refuses a thread.
     pub fn start(engine: Engine) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
+        let (service, worker) = Self::new(engine, Deliveries::start()?);
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
+        Ok((service, thread))
+    }
+
+    fn new(engine: Engine, deliveries: Deliveries) -> (Self, Worker) {
         let (commands, receiver) = mpsc::channel();
         let snapshot = Arc::new(Mutex::new(None));
         let steps = StepMetrics::default();
         let worker = Worker {
             engine,
             commands: receiver,
-            deliveries: Deliveries::start()?,
+            deliveries,
+            parcel: Parcel::default(),
             snapshot: Arc::clone(&snapshot),
             kv_watchers: None,
             steps: steps.clone(),
@@ -164,8 +172,7 @@ impl Service {
             draining: false,
         };
         worker.publish();
-        let thread = thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
-        Ok((Self { commands, snapshot, steps }, thread))
+        (Self { commands, snapshot, steps }, worker)
     }
 
     /// Hands a request to the engine.
@@ -282,6 +289,8 @@ struct Worker {
     engine: Engine,
     commands: mpsc::Receiver<Command>,
     deliveries: Deliveries,
+    /// What is handed over next
+    parcel: Parcel,
     snapshot: Arc<Mutex<Option<Snapshot>>>,
     /// From the first time somebody watches
     kv_watchers: Option<broadcast::Sender<Arc<[KvEvent]>>>,
@@ -294,35 +303,50 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
-        loop {
-            let (mut begun, idle) = (Instant::now(), !self.engine.has_work());
-            if !self.take_commands() {
-                break;
-            }
-            if idle {
-                begun = Instant::now();
-            }
-            let working = self.engine.has_work();
-            if working && !self.step(begun) {
-                break;
-            }
-            self.tell_kv_watchers();
-            self.publish();
-            if working {
-                self.observe(begun);
-            }
-        }
+        while self.turn() {}
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.deliveries.finish();
     }
 
+    /// Does what has been asked for, and a step if there is anything to compute. `false`: it was the last time.
+    fn turn(&mut self) -> bool {
+        let (mut begun, idle) = (Instant::now(), !self.engine.has_work());
+        if !self.take_commands() {
+            return false;
+        }
+        if idle {
+            begun = Instant::now();
+        }
+        // Who was cancelled does not wait for the step.
+        if !self.parcel.events.is_empty() {
+            self.deliveries.send(&mut self.parcel);
+        }
+        let working = self.engine.has_work();
+        if working && !self.step() {
+            return false;
+        }
+        self.tell_kv_watchers();
+        self.publish();
+        if working {
+            self.observe(begun);
+        }
+        true
+    }
+
     /// Takes what has come, waiting for it when there is nothing else to do. `false`: it is time to end.
     fn take_commands(&mut self) -> bool {
-        while let Some(id) = self.deliveries.next_gone() {
-            self.cancel(id);
+        loop {
+            match self.deliveries.next_gone() {
+                Ok(id) => self.cancel(id),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return false,
+            }
         }
         loop {
             let idle = !self.engine.has_work();
+            if idle && !self.parcel.events.is_empty() {
+                return true;
+            }
             let command = if idle && !(self.draining && self.siblings == 0) {
                 match self.commands.recv_timeout(IDLE_BEAT) {
                     Ok(command) => command,
@@ -342,7 +366,7 @@ impl Worker {
                 Command::Submit { request, reply, updates, .. } => {
                     let submitted = self.engine.submit(*request);
                     if let Ok(id) = submitted {
-                        self.deliveries.send(Delivery::Client(id, updates));
+                        self.parcel.clients.push((id, updates));
                     }
                     // Whoever went away in the meantime is cancelled.
                     if let Err(Ok(id)) = reply.send(submitted.map_err(Refused::from)) {
@@ -360,9 +384,10 @@ impl Worker {
     }
 
     /// `false` when the engine cannot go on.
-    fn step(&mut self, begun: Instant) -> bool {
-        let mut events = Vec::with_capacity(self.engine.queue().1 + 1);
-        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(&mut events)));
+    fn step(&mut self) -> bool {
+        // A request whose computation begins now was submitted before.
+        let now = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| self.engine.step_into(&mut self.parcel.events)));
         match &result {
             Ok(Ok(())) => self.failures = 0,
             Ok(Err(error)) => {
@@ -377,7 +402,8 @@ impl Worker {
             self.steps.tokens.observe(tokens as f64);
         }
         self.publish();
-        self.deliveries.send(Delivery::Step { begun, started: self.engine.started().to_vec(), events });
+        self.parcel.started.extend(self.engine.started().iter().map(|&id| (id, now)));
+        self.deliveries.send(&mut self.parcel);
         result.is_ok()
     }
 
@@ -393,7 +419,7 @@ impl Worker {
 
     fn cancel(&mut self, id: RequestId) {
         if let Some(finished) = self.engine.cancel(id) {
-            self.deliveries.send(Delivery::Cancelled(id, finished));
+            self.parcel.events.push(Event::Finished { id, finished });
         }
     }
 
@@ -433,50 +459,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-#[path = "../../engine/tests/common/no_device.rs"]
-mod no_device;
-
-#[cfg(test)]
-mod tests {
-    use prometheus_client::{encoding::text::encode, registry::Registry};
-
-    use super::*;
-
-    /// The engine's thread, with 256 requests whose updates are all read.
-    #[test]
-    fn the_host_has_100_us_for_a_step_of_256_requests_that_are_served() {
-        let (service, thread) = Service::start(no_device::engine()).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-        runtime.block_on(async {
-            let mut clients = Vec::new();
-            for n in 0..256 {
-                let request = Request { max_tokens: Some(500), ..Request::new(vec![n; 256]) };
-                let mut ticket = service.submit(request).await.unwrap();
-                clients.push(tokio::spawn(async move {
-                    let mut tokens = 0;
-                    while let Some(update) = ticket.next().await {
-                        tokens += usize::from(matches!(update, Update::Token { .. }));
-                    }
-                    tokens
-                }));
-            }
-            for client in clients {
-                assert_eq!(client.await.unwrap(), 500);
-            }
-        });
-        service.drain();
-        thread.join().unwrap();
-        let (mut registry, mut text) = (Registry::default(), String::new());
-        registry.register("host", "", service.steps().host.clone());
-        encode(&mut text, &registry).unwrap();
-        let value = |sample: &str| {
-            let line = text.lines().find(|line| line.starts_with(sample)).unwrap_or_else(|| panic!("{sample} in {text}"));
-            line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
-        };
-        println!("{text}");
-        // Its readers and others take the same cores: not every step says what the thread does in it.
-        let bound = if cfg!(debug_assertions) { "0.0005" } else { "0.0001" };
-        let within = value(&format!("host_bucket{{le=\"{bound}\",step=\"decode\"}}"));
-        assert!(within > 0.25 * value("host_count{step=\"decode\"}"), "{text}");
-    }
-}
+mod tests;
