@@ -74,7 +74,7 @@ fn linear_gives_a_token_the_same_bits_in_a_large_batch() {
 
 fn linear(backend: &Arc<dyn Backend>, dtype: DType, case: &str) {
     // More than a tile of columns and a part of one; no whole number of panels, and for floats of vectors.
-    let (tokens, rows, cols) = (35, 37, if dtype.is_block() { 768 } else { 525 });
+    let (tokens, rows, cols) = (35, 37, if dtype.is_block() { 1024 } else { 797 });
     let packed = quant::quantize(dtype, &values(rows * cols)).unwrap();
     let weight = backend.prepare(Weight::new("w", dtype, [rows, cols], HostBytes::from_vec(packed)).unwrap()).unwrap();
     let (x, addend) = (values(tokens * cols), values(tokens * rows));

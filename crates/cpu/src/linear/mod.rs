@@ -71,6 +71,10 @@ enum Rows {
 }
 
 impl Part {
+    fn is_as_stored(&self) -> bool {
+        matches!(self.data, Rows::AsStored(_))
+    }
+
     /// # Panics
     /// When the rows have been rearranged.
     fn stored(&self) -> &[u8] {
@@ -144,6 +148,9 @@ pub(crate) struct Scratch {
     activations: activations::Activations,
     #[cfg(target_arch = "x86_64")]
     tiles: Vec<x86::Tile>,
+    /// Activations for weights that stay as stored
+    #[cfg(target_arch = "x86_64")]
+    packed: Vec<f32>,
     /// Of the weights
     #[cfg(target_arch = "x86_64")]
     arena: Arena,
@@ -160,6 +167,8 @@ impl Scratch {
             #[cfg(target_arch = "x86_64")]
             tiles: vec![x86::Tile::ZERO; workers],
             #[cfg(target_arch = "x86_64")]
+            packed: Vec::new(),
+            #[cfg(target_arch = "x86_64")]
             arena: Arena::default(),
             #[cfg(target_arch = "x86_64")]
             pace: pace::Pace::default(),
@@ -170,17 +179,27 @@ impl Scratch {
     pub fn bytes(how: How, workers: usize, cols: usize) -> usize {
         let rows = if how.simd == Simd::Portable { workers * cols * size_of::<f32>() } else { 0 };
         #[cfg(target_arch = "x86_64")]
-        let rows = rows + workers * size_of::<x86::Tile>() + if how.int8 { activations::Activations::bytes(MAX_TOKENS, cols) } else { 0 };
+        let rows = rows
+            + workers * size_of::<x86::Tile>()
+            + if how.int8 { activations::Activations::bytes(MAX_TOKENS, cols) } else { 0 }
+            + if how.simd == Simd::Portable { 0 } else { x86::packed_floats(MAX_TOKENS, cols) * size_of::<f32>() };
         rows
     }
 
-    fn reserve(&mut self, how: How, tokens: usize, cols: usize) {
+    /// Makes room for products of `tokens` and the parts.
+    fn reserve(&mut self, how: How, tokens: usize, cols: usize, parts: &[Part]) {
         #[cfg(target_arch = "x86_64")]
-        if how.int8 {
-            self.activations.reserve(tokens, cols);
+        if how.simd != Simd::Portable {
+            if parts.iter().any(|part| !part.is_as_stored()) {
+                self.activations.reserve(tokens, cols);
+            }
+            let floats = x86::packed_floats(tokens.min(MAX_TOKENS), cols);
+            if parts.iter().any(Part::is_as_stored) && self.packed.len() < floats {
+                self.packed.resize(floats, 0.0);
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (tokens, how.int8);
+        let _ = (tokens, parts);
         if how.simd == Simd::Portable {
             self.rows.iter_mut().filter(|row| row.len() < cols).for_each(|row| row.resize(cols, 0.0));
         }
@@ -205,7 +224,7 @@ pub(crate) fn prepare(how: How, pool: &Pool, scratch: &mut Scratch, weight: Weig
         parts.push(Part { dtype: part.dtype, first_row: rows, rows: part.rows, row_bytes, data });
         rows += part.rows;
     }
-    scratch.reserve(how, MAX_TOKENS, cols);
+    scratch.reserve(how, MAX_TOKENS, cols, &parts);
     let inner: Arc<dyn Any + Send + Sync> = Arc::new(CpuWeight { cols, rows, parts });
     Ok(PreparedWeight::new(&weight, taken, inner))
 }
@@ -255,16 +274,16 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     }
     // SAFETY: there are rows, so the bias has an element 0; nobody writes it during this operation.
     let bias = bias.map(|b| unsafe { b.row([0]) });
-    scratch.reserve(how, x.shape[0], weight.cols);
+    scratch.reserve(how, x.shape[0], weight.cols, &weight.parts);
     let add = matches!(op.epilogue, Epilogue::Add);
     let job = |part| Job { part, cols: weight.cols, x, bias, add, out };
     #[cfg(target_arch = "x86_64")]
     if how.simd != Simd::Portable {
         arrange(pool, scratch, weight, x.shape[0]);
         let started = (scratch.pace.waiting > 0).then(Instant::now);
-        let panels = weight.parts.iter().any(|p| matches!(p.data, Rows::Panels(_)));
+        let panels = weight.parts.iter().any(|part| !part.is_as_stored());
         let acts = if panels { quantize(pool, &mut scratch.activations, x) } else { scratch.activations.rows(0, 0) };
-        x86::run(how.simd, pool, &mut scratch.tiles, &acts, weight, &job);
+        x86::run(how.simd, pool, &mut scratch.tiles, &acts, &mut scratch.packed, weight, &job);
         if let Some(started) = started {
             scratch.pace.earn(started.elapsed().as_secs_f64(), x.shape[0]);
         }

@@ -8,6 +8,7 @@
 
 mod dot;
 mod float;
+mod float_tile;
 mod formats;
 mod lanes;
 mod narrow;
@@ -21,16 +22,18 @@ use std::ops::Range;
 use ferrum_kernels::DType;
 
 use self::{
-    float::{Columns, FloatKernels, Floats},
+    float::Floats,
+    float_tile::{Packed, TILE_COLS},
     formats::{Format, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
     lanes::{Eight, EightVnni, Lanes, Sixteen},
-    product::{Product, VECS},
-    tile::{Place, TileKernels},
+    product::Product,
+    tile::{Place, ROWS, TileKernels},
 };
-use super::{CpuWeight, Job, Part, Rows, activations::ActivationRows, panels::Panels};
+use super::{CpuWeight, Job, MAX_TOKENS, Part, Rows, activations::ActivationRows, panels::Panels};
 use crate::{features::Simd, pool::Pool};
 
 pub(super) use self::{
+    float_tile::packed_floats,
     repack::{StoredRows, fill_panel},
     tile::Tile,
 };
@@ -44,12 +47,13 @@ pub(super) fn lanes(simd: Simd) -> usize {
 }
 
 /// Computes all parts of a weight for all tokens. Panels are multiplied with `acts`, the quantised tokens, and are for this
-/// level; `tiles` has one tile per worker; `job` names the rest.
+/// level; `tiles` has one tile per worker, `packed` room for [`packed_floats`] where parts are as stored; `job` names the rest.
 pub(super) fn run<'a>(
     simd: Simd,
     pool: &Pool,
     tiles: &mut [Tile],
     acts: &ActivationRows,
+    packed: &mut [f32],
     weight: &'a CpuWeight,
     job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
 ) {
@@ -83,21 +87,50 @@ pub(super) fn run<'a>(
         return;
     }
     for part in &weight.parts {
-        let job = job(part);
         if let Rows::Panels(panels) = &part.data {
-            let kernels = Kernels::of(simd, part.dtype).tile;
+            let (job, kernels) = (job(part), Kernels::of(simd, part.dtype).tile);
             // SAFETY: as above.
             pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
                 tile::chunk(kernels, &job, panels, acts, range, memory.of(worker));
             });
-        } else {
-            let kernels = match simd {
-                Simd::Avx512 => FloatKernels { unpack: float_unpack_avx512, tokens: float_tokens_avx512, rows: VECS * Sixteen::N },
-                _ => FloatKernels { unpack: float_unpack_avx2, tokens: float_tokens_avx2, rows: VECS * Eight::N },
-            };
-            // SAFETY: as above.
-            pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
-                float::tiles(kernels, &job, range, memory.of(worker));
+        }
+    }
+    if weight.parts.iter().any(Part::is_as_stored) {
+        float_tiles(simd, pool, &memory, packed, weight, job);
+    }
+}
+
+/// Computes the parts that are as stored for all tokens, some columns at a time.
+fn float_tiles<'a>(
+    simd: Simd,
+    pool: &Pool,
+    memory: &Tiles,
+    packed: &mut [f32],
+    weight: &'a CpuWeight,
+    job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
+) {
+    let kernel = if simd == Simd::Avx512 { float_tile_avx512 } else { float_tile_avx2 };
+    let parts = || weight.parts.iter().filter(|part| part.is_as_stored());
+    let tiles = parts().map(|part| part.rows.div_ceil(ROWS)).sum();
+    let any = job(&weight.parts[0]);
+    let all = any.x.shape[0];
+    for token in (0..all).step_by(MAX_TOKENS) {
+        for first in (0..any.cols).step_by(TILE_COLS) {
+            let x = Packed::new(packed, token..all.min(token + MAX_TOKENS), first..any.cols.min(first + TILE_COLS));
+            // SAFETY: as in `run`; each group belongs to one chunk.
+            pool.chunks(x.groups(), x.groups().div_ceil(4 * pool.workers()), &|_, groups| unsafe { float_tile::pack(&any, &x, groups) });
+            pool.chunks(tiles, 1, &|worker, range| {
+                for mut tile in range {
+                    for part in parts() {
+                        let count = part.rows.div_ceil(ROWS);
+                        if tile < count {
+                            // SAFETY: as in `run`; each tile belongs to one chunk, and all of `x` is packed.
+                            unsafe { kernel(&job(part), &x, tile * ROWS, memory.of(worker)) };
+                            break;
+                        }
+                        tile -= count;
+                    }
+                }
             });
         }
     }
@@ -226,21 +259,11 @@ unsafe fn float_dot<W: Floats>(job: &Job, rows: Range<usize>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_unpack_avx2(job: &Job, at: Columns, tile: *mut Tile) {
-    float::unpack::<Eight>(job, at, tile)
+unsafe fn float_tile_avx2(job: &Job, x: &Packed, first: usize, tile: *mut Tile) {
+    float_tile::tile::<Eight>(job, x, first, tile)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_unpack_avx512(job: &Job, at: Columns, tile: *mut Tile) {
-    float::unpack::<Sixteen>(job, at, tile)
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_tokens_avx2(job: &Job, at: Columns, tile: *mut Tile) {
-    float::tokens::<Eight>(job, at, tile)
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_tokens_avx512(job: &Job, at: Columns, tile: *mut Tile) {
-    float::tokens::<Sixteen>(job, at, tile)
+unsafe fn float_tile_avx512(job: &Job, x: &Packed, first: usize, tile: *mut Tile) {
+    float_tile::tile::<Sixteen>(job, x, first, tile)
 }

@@ -24,7 +24,7 @@ use super::{
         activations::{ActivationRows, Block, GROUP},
         panels::{Panels, Shape},
     },
-    float::TILE_COLS,
+    float_tile::TILE_COLS,
     formats::{Format, Packed},
     lanes::Lanes,
     product::{Product, VECS},
@@ -49,7 +49,7 @@ pub(crate) struct Tile {
     units: [f32; TILE_BLOCKS * ROWS],
     /// `[groups, vectors / VECS, tokens of the group, VECS, N]`
     sums: [f32; MAX_TOKENS * ROWS],
-    /// `[8, columns / 8, VECS, N]`, of the F32 kernels
+    /// `[vectors / VECS, 8, columns / 8, VECS, N]`, of the F32 kernels
     floats: [f32; VECS * TILE_COLS * 16],
     /// Of the tile's columns, of one panel that is not in memory
     panel: [u8; PANEL_BYTES],
