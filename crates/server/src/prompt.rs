@@ -158,9 +158,8 @@ fn read_message(message: Value, path: &str) -> Result<Value> {
     };
     let mut out =
         Map::from_iter([("role".to_owned(), Value::from(role)), ("content".to_owned(), content.map_or(Value::Null, Value::from))]);
-    if let Some(Value::Array(calls)) = fields.take("tool_calls") {
-        let calls = calls.into_iter().enumerate().map(|(i, call)| read_tool_call(call, &fields.name(&format!("tool_calls[{i}]"))));
-        out.insert("tool_calls".into(), calls.collect::<Result<Vec<_>>>()?.into());
+    if let Some(calls) = fields.take_list("tool_calls", "tool calls", read_tool_call)? {
+        out.insert("tool_calls".into(), calls.into());
     }
     for field in ["name", "tool_call_id", "reasoning_content"] {
         if let Some(text) = fields.string(field)? {

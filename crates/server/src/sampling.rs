@@ -141,7 +141,9 @@ impl Streaming {
             return Err(ApiError::invalid("stream_options", "`stream_options` is only allowed with `stream: true`"));
         }
         let options = Fields::of(options, "stream_options")?;
-        options.only("continuous_usage_stats", &Value::Bool(false))?;
+        for field in ["continuous_usage_stats", "include_obfuscation"] {
+            options.only(field, &Value::Bool(false))?;
+        }
         Ok(Self { stream, include_usage: options.bool("include_usage")?.unwrap_or(false) })
     }
 }

@@ -115,6 +115,17 @@ async fn what_is_wrong_deeper_down_is_named() {
         ("/v1/responses", json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}), "input[0].content[0].type"),
         ("/v1/responses", json!({"input": "the ".repeat(2000)}), "input"),
         ("/v1/responses", json!({"text": {"format": {"type": "json_schema", "schema": {"$ref": "#/no"}}}}), "text.format.schema"),
+        ("/v1/responses", json!({"text": {"verbosity": "low"}}), "text.verbosity"),
+        ("/v1/responses", json!({"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}), "include[1]"),
+        ("/v1/responses", json!({"include": [1]}), "include[0]"),
+        ("/v1/responses", json!({"stream_options": {"include_obfuscation": true}}), "stream_options.include_obfuscation"),
+        (
+            "/v1/chat/completions",
+            json!({"stream": true, "stream_options": {"include_obfuscation": true}}),
+            "stream_options.include_obfuscation",
+        ),
+        ("/v1/chat/completions", json!({"messages": [{"role": "assistant", "content": "x", "tool_calls": "f"}]}), "messages[0].tool_calls"),
+        ("/v1/messages", json!({"thinking": {"type": "enabled", "budget_tokens": -1}}), "thinking.budget_tokens"),
         ("/v1/completions", json!({"prompt": "the ".repeat(2000)}), "prompt"),
         ("/v1/embeddings", json!({"input": "the ".repeat(2000)}), "input"),
         ("/tokenize", json!({"prompt": "x"}), "messages"),
@@ -123,6 +134,27 @@ async fn what_is_wrong_deeper_down_is_named() {
         let error = &answer["error"];
         let named = error["param"] == param || error["message"].as_str().is_some_and(|message| message.contains(param));
         assert!(status == StatusCode::BAD_REQUEST && named, "{path}: {more}: {status} {answer}");
+    }
+}
+
+/// What clients send that changes no answer, and the only values that are honoured of what would change one.
+#[tokio::test]
+async fn what_changes_nothing_is_taken() {
+    let router = calling();
+    let hints = json!({"service_tier": "auto", "safety_identifier": "u", "prompt_cache_key": "k", "prompt_cache_retention": "24h"});
+    let thinking = json!({"type": "enabled", "budget_tokens": 1024});
+    let marked = json!([{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}]);
+    for (path, more) in [
+        ("/v1/chat/completions", hints.clone()),
+        ("/v1/chat/completions", json!({"verbosity": "medium", "metadata": {"a": "b"}, "store": false, "return_token_ids": false})),
+        ("/v1/responses", hints),
+        ("/v1/responses", json!({"text": {"verbosity": "medium"}, "include": ["reasoning.encrypted_content"], "background": false})),
+        ("/v1/responses", json!({"stream_options": {"include_obfuscation": false}})),
+        ("/v1/messages", json!({"messages": marked, "thinking": thinking, "service_tier": "standard_only"})),
+        ("/v1/messages/count_tokens", json!({"messages": marked, "thinking": thinking})),
+    ] {
+        let (status, answer) = post(&router, path, with(valid(path), more.clone())).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {more}: {answer}");
     }
 }
 

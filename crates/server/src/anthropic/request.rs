@@ -46,6 +46,8 @@ pub fn prompt(fields: &mut Fields) -> Result<Map<String, Value>> {
     }
     if let Some(thinking) = fields.take("thinking") {
         let thinking = Fields::of(thinking, "thinking")?;
+        // Clients must send one. What bounds reasoning here is `max_tokens`.
+        thinking.u64("budget_tokens")?;
         let on = match thinking.string("type")? {
             Some("enabled" | "adaptive") => true,
             Some("disabled") => false,

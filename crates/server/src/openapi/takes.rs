@@ -90,6 +90,14 @@ const DRAWING: &[Field] = &[
     Field("priority", Integer(i32::MIN as i64, i32::MAX as i64), "Requests with smaller numbers go first"),
 ];
 
+/// What platforms bill, watch and cache by. Nothing of it changes an answer.
+const HINTS: &[Field] = &[
+    Field("service_tier", OneOf(&["auto", "default"]), "There is one tier"),
+    Field("safety_identifier", Text, "Changes nothing here"),
+    Field("prompt_cache_key", Text, "Changes nothing: prompts that begin alike share their blocks in any case"),
+    Field("prompt_cache_retention", Text, "Changes nothing here"),
+];
+
 /// What else changes the probabilities.
 const PENALTIES: &[Field] = &[
     Field("repetition_penalty", Number(1e-4, 10.0), "Above 1: what has come, prompt included, becomes less likely"),
@@ -133,6 +141,14 @@ const ANSWERS: &[Field] = &[
     Field("prediction", Refused, ""),
     Field("suffix", Refused, ""),
     Field("add_special_tokens", Refused, ""),
+    Field("cache_salt", Refused, ""),
+    Field("return_token_ids", False, ""),
+    Field("return_tokens_as_token_ids", False, ""),
+    // Grammars, as other servers call them
+    Field("grammar", Refused, ""),
+    Field("json_schema", Refused, ""),
+    Field("regex", Refused, ""),
+    Field("ebnf", Refused, ""),
 ];
 
 const TEMPLATE_ARGUMENTS: Field = Field("chat_template_kwargs", Object, "Variables of the chat template");
@@ -160,6 +176,7 @@ pub static CHAT: Request = Request {
         PENALTIES,
         ANSWERS,
         CONVERSATION,
+        HINTS,
         &[
             Field("max_tokens", SOME_TOKENS, "Left out: as many as the context has room for"),
             Field("logprobs", Boolean, "Show the tokens with their log-probabilities"),
@@ -172,6 +189,9 @@ pub static CHAT: Request = Request {
             Field("audio", Refused, ""),
             Field("web_search_options", Refused, ""),
             Field("echo", Refused, ""),
+            Field("best_of", Refused, ""),
+            Field("verbosity", OneOf(&["medium"]), "How much the model writes is up to it"),
+            Field("metadata", Object, "Changes nothing here"),
         ],
     ],
 };
@@ -215,6 +235,7 @@ pub static RESPONSE: Request = Request {
         &[MODEL],
         DRAWING,
         PENALTIES,
+        HINTS,
         &[
             Field("input", Schema("ResponseInput"), "The conversation so far"),
             Field("instructions", Text, "Stand in front of the conversation"),
@@ -228,10 +249,12 @@ pub static RESPONSE: Request = Request {
             Field("metadata", Object, "Is part of the response"),
             TEMPLATE_ARGUMENTS,
             Field("store", Boolean, "Nothing is stored, whatever this says, and the response has `store: false`"),
+            Field("include", Schema("Include"), "Reasoning comes as it is; nothing else that this names is made here"),
+            Field("stream_options", Schema("ResponseStreamOptions"), ""),
             Field("truncation", OneOf(&["disabled"]), ""),
             Field("previous_response_id", Refused, ""),
             Field("conversation", Refused, ""),
-            Field("background", Refused, ""),
+            Field("background", False, ""),
             Field("prompt", Refused, ""),
             Field("max_tool_calls", Refused, ""),
             Field("top_logprobs", Refused, ""),
@@ -246,6 +269,7 @@ const MESSAGES: &[Field] = &[
     Field("system", Schema("TextOrBlocks"), "Stands in front of the conversation"),
     Field("tools", Schema("MessageTools"), "What the model may call"),
     Field("tool_choice", Schema("MessageToolChoice"), "Whether a tool may or must be called"),
+    Field("service_tier", OneOf(&["auto", "standard_only"]), "There is one tier"),
     Field("thinking", Schema("Thinking"), "The variable `enable_thinking` of the chat template"),
     TEMPLATE_ARGUMENTS,
     Field("container", Refused, ""),

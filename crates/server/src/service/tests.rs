@@ -1,6 +1,6 @@
 use std::{
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use axum::{
@@ -8,8 +8,8 @@ use axum::{
     http::{Request as HttpRequest, StatusCode},
 };
 use ferrum_engine::{EngineOptions, FinishReason, SamplingParams};
-use ferrum_kernels::testkit::NoDevice;
-use ferrum_models::Checkpoint;
+use ferrum_kernels::{Backend, Tensor, testkit::NoDevice};
+use ferrum_models::{Checkpoint, Model, ModelInfo, Step};
 use tower::ServiceExt;
 
 use super::*;
@@ -30,7 +30,10 @@ fn checkpoint() -> Checkpoint {
 
 /// An engine for 256 requests on a device that takes no time.
 fn engine() -> Engine {
-    let model = checkpoint().load(&NoDevice, 256).unwrap();
+    engine_of(checkpoint().load(&NoDevice, 256).unwrap())
+}
+
+fn engine_of(model: Arc<dyn Model>) -> Engine {
     let options = EngineOptions { max_context: Some(256), max_seqs: SEQS, ..EngineOptions::default() };
     Engine::new(Arc::new(NoDevice), model, options).unwrap()
 }
@@ -130,29 +133,25 @@ async fn the_engine_waits_for_a_slow_courier() {
         going.recv().unwrap();
         courier.run();
     });
-    let mut tickets = Vec::new();
-    for number in 0..8 {
-        tickets.push(service.submit(request(number)).await.unwrap());
-    }
+    // One, for whoever comes behind it waits with the engine.
+    let mut ticket = service.submit(request(1)).await.unwrap();
     let steps = || service.snapshot().unwrap().stats.steps as usize;
     wait_until("the parcels were not used", || steps() == PARCELS);
     // What is not bounded would be over long before.
     thread::sleep(Duration::from_millis(300));
     assert_eq!(steps(), PARCELS, "steps that nobody has heard of");
     go.send(()).unwrap();
-    for mut ticket in tickets {
-        let (mut tokens, mut started) = (0, None);
-        let finished = loop {
-            match ticket.next().await.unwrap() {
-                Update::Started(at) => started = Some(at),
-                Update::Token { .. } => tokens += 1,
-                Update::Prompt(_) => unreachable!("nobody asked"),
-                Update::Finished(finished) => break finished,
-            }
-        };
-        assert!(started.unwrap() > ticket.submitted());
-        assert_eq!((tokens, finished.reason), (ANSWER, FinishReason::Length));
-    }
+    let (mut tokens, mut started) = (0, None);
+    let finished = loop {
+        match ticket.next().await.unwrap() {
+            Update::Started(at) => started = Some(at),
+            Update::Token { .. } => tokens += 1,
+            Update::Prompt(_) => unreachable!("nobody asked"),
+            Update::Finished(finished) => break finished,
+        }
+    };
+    assert!(started.unwrap() > ticket.submitted());
+    assert_eq!((tokens, finished.reason), (ANSWER, FinishReason::Length));
     service.drain();
     thread.join().unwrap();
 }
@@ -193,13 +192,81 @@ async fn a_dead_courier_is_told() {
         wait_until("the engine's thread goes on", || thread.is_finished());
         assert!(thread.join().is_err(), "it ended as if nothing had been");
         assert!(matches!(service.submit(request(2)).await, Err(Refused::Dead)));
-        let router = router(Arc::clone(&app), &HttpOptions::default());
-        let status = async |request: HttpRequest<Body>| router.clone().oneshot(request).await.unwrap().status();
-        assert_eq!(status(HttpRequest::get("/health").body(Body::empty()).unwrap()).await, StatusCode::SERVICE_UNAVAILABLE);
-        let completion = HttpRequest::post("/v1/completions").header("content-type", "application/json");
-        let completion = completion.body(Body::from(r#"{"prompt": "the cat", "max_tokens": 4}"#)).unwrap();
-        assert_eq!(status(completion).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(statuses(&app).await, [StatusCode::SERVICE_UNAVAILABLE; 2]);
     }
+}
+
+/// Of `/health`, and of a request for an answer.
+async fn statuses(app: &Arc<App>) -> [StatusCode; 2] {
+    let router = router(Arc::clone(app), &HttpOptions::default());
+    let status = async |request: HttpRequest<Body>| router.clone().oneshot(request).await.unwrap().status();
+    let health = status(HttpRequest::get("/health").body(Body::empty()).unwrap()).await;
+    let completion = HttpRequest::post("/v1/completions").header("content-type", "application/json");
+    let completion = completion.body(Body::from(r#"{"prompt": "the cat", "max_tokens": 4}"#)).unwrap();
+    [health, status(completion).await]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_ends_no_step_is_called_stuck_until_it_does() {
+    let (go, going) = mpsc::channel();
+    let (service, thread) = start_with(move |courier| {
+        going.recv().unwrap();
+        courier.run();
+    });
+    let app = Arc::new(App::new(Keys::default(), 3 * IDLE_BEAT));
+    app.ready(served(service.clone()));
+    let mut ticket = service.submit(request(1)).await.unwrap();
+    assert_eq!(app.health(), Ok(()));
+    wait_until("it is called healthy", || app.health().is_err());
+    assert!(matches!(app.health(), Err(Unhealthy::Stuck(3..))));
+    go.send(()).unwrap();
+    while !matches!(ticket.next().await.unwrap(), Update::Finished(_)) {}
+    assert_eq!(statuses(&app).await, [StatusCode::OK; 2]);
+    service.drain();
+    thread.join().unwrap();
+}
+
+/// A model whose device fails while `broken`.
+struct Breakable {
+    model: Arc<dyn Model>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Model for Breakable {
+    fn info(&self) -> &ModelInfo {
+        self.model.info()
+    }
+    fn forward(&self, step: &mut Step) -> ferrum_models::Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(ferrum_kernels::Error::Device { backend: "test", reason: "broken on request".into() }.into());
+        }
+        self.model.forward(step)
+    }
+    fn states(&self, step: &Step) -> ferrum_models::Result<Tensor> {
+        self.model.states(step)
+    }
+    fn logits(&self, backend: &dyn Backend, states: &Tensor, logits: &Tensor) -> ferrum_models::Result<()> {
+        self.model.logits(backend, states, logits)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_whose_steps_fail_is_unhealthy_until_one_does_not() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let model = Breakable { model: checkpoint().load(&NoDevice, 256).unwrap(), broken: Arc::clone(&broken) };
+    let (service, thread) = Service::start(engine_of(Arc::new(model))).unwrap();
+    let app = Arc::new(App::new(Keys::default(), Duration::from_secs(60)));
+    app.ready(served(service.clone()));
+    // The last finds the server unhealthy, and is not turned away: it may be the one that shows that all is well.
+    for health in [StatusCode::OK, StatusCode::OK, StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE] {
+        assert_eq!(statuses(&app).await, [health, StatusCode::INTERNAL_SERVER_ERROR]);
+    }
+    assert_eq!(app.health(), Err(Unhealthy::Failing(4)));
+    broken.store(false, Ordering::Relaxed);
+    assert_eq!(statuses(&app).await, [StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK]);
+    assert_eq!(app.health(), Ok(()));
+    service.drain();
+    thread.join().unwrap();
 }
 
 fn served(service: Service) -> Served {

@@ -57,6 +57,7 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
     }
     if let Some(text) = fields.take("text") {
         let mut text = Fields::of(text, "text")?;
+        text.only("verbosity", &json!("medium"))?;
         if let Some(format) = text.take("format") {
             let mut format = Fields::of(format, "text.format")?;
             let kind = format.required_string("type")?.to_owned();
@@ -69,7 +70,22 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
             out.insert("response_format".into(), format_out);
         }
     }
+    fields.take_list("include", "texts", check_include)?;
+    if let Some(options) = fields.take("stream_options") {
+        Fields::of(options, "stream_options")?.only("include_obfuscation", &json!(false))?;
+    }
     Ok(Fields::from(out))
+}
+
+/// What a response is to have besides. Most of it belongs to tools of OpenAI's own, which no answer here calls.
+fn check_include(wanted: Value, path: &str) -> Result<()> {
+    match wanted.as_str() {
+        Some("message.output_text.logprobs") => {
+            Err(ApiError { code: Some("unsupported_parameter"), ..wrong(path, &wanted, "left out: /v1/chat/completions has `logprobs`") })
+        }
+        Some(_) => Ok(()),
+        None => Err(wrong(path, &wanted, "a string")),
+    }
 }
 
 /// One item: a message, a call of a tool, or what the tool gave. Calls join the assistant's message in front of them.
