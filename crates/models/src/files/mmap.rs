@@ -138,13 +138,15 @@ impl Owner for Inner {
         }
     }
 
-    /// Takes whole pages out of this process's memory. They stay in the system's cache of the file, from where the next read
-    /// brings them back.
+    /// Takes the pages out of this process's memory. They stay in the system's cache of the file, from where the next read
+    /// brings them back. So do their neighbours: a read of those has mapped the pages around it as well, up to 64 KiB.
     fn release(&self, range: Range<usize>) {
         #[cfg(target_os = "linux")]
         if let Data::Mapped { map, .. } = &self.data {
+            const AROUND: usize = 64 << 10;
             let page = guard::page_bytes();
-            let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
+            let start = range.start.saturating_sub(AROUND) / page * page;
+            let end = range.end.saturating_add(AROUND).min(map.len()) / page * page;
             if start < end {
                 // SAFETY: of a private mapping that is never written, this drops nothing but clean pages of the file; a later
                 // read maps them again. A refusal changes nothing.
