@@ -106,14 +106,9 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ float2 load_cluster_f32x2(uint32_t addr, uint32_t cta) {
-    float2 v;
-    asm volatile(
-        "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %2, %3;\n"
-        " ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n}"
-        : "=f"(v.x), "=f"(v.y)
-        : "r"(addr), "r"(cta)
-        : "memory");
+__device__ __forceinline__ float4 load_shared_f32x4(uint32_t at) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
     return v;
 }
 

@@ -2,11 +2,12 @@
 //
 // Layout   w [rows, cols] and x [tokens, cols] row-major, both bf16 or both f16, cols % 8 == 0; tensor copies bring 64-column boxes in the
 //          128-byte swizzle.
-// A CTA    computes TOKENS × ROWS results at a time (gated: ROWS / 2 gates and their ups): one warp fetches stages of 64
+// A CTA    computes TOKENS × ROWS results at a time (gated: ROWS / 2 gates and their ups): one warp fetches stages of CHUNKS × 64
 //          columns, WARPGROUPS warpgroups multiply, m64 tiles of tokens by n = ROWS weight rows, which leaves the rows of
 //          a tile free to divide a matrix evenly among 132 SMs.
 // Clusters CT CTAs share weight rows and CR share tokens: each copies its part of the shared operand to all of them.
-//          SK CTAs split the columns and add their sums through shared memory, in a fixed order.
+//          SK CTAs split the columns; each adds up and stores a share of the rows, in the order of the columns, from sums
+//          that the others send into its shared memory.
 // Weights are fetched before the kernel in front has ended.
 // Bound    reading w up to about 128 tokens, then what an SM takes in (about 98 bytes a ns), then the tensor cores.
 //
@@ -22,6 +23,17 @@
 //   tokens  4096×1024            1024×2048 add      6144×1024 gated      1024×3072 add
 //   64      5.7 µs (5.4)         5.6 µs (5.3)       5.9 µs (6.7)         6.6 µs (7.2)
 //   256     6.4 µs (6.3)         6.2 µs (5.8)       8.9 µs (7.7)         8.3 µs (7.6)
+// A kernel with rings of their own for weights and x, which may be longer than what is read, was measured in a graph of 28 layers
+// of those four products at 256 tokens, with a read of 100 MB for attention and two norms between. µs a layer: 75.6 with the best
+// tiles of one chunk a stage here; 73.4 with 128×96 at two chunks for the gated product; 72.5 with the 1024 rows on 64×64, two
+// chunks, the columns split in two (alone 6.1 instead of 6.9 and 8.0 instead of 9.0; at 64 tokens 3.8 instead of 5.5, 5.5 instead of
+// 7.5). Without the four 42.5. So the stages and the split came here. Lost there: one chunk a stage (72.9 to 74.2); half the
+// memory, so that the next kernel's CTAs fit beside (0.5 to 1.6 more); x or weights shared in clusters of 2 and 4 (alone 8 to 20:
+// 32 clusters of four do not run at once); columns split in four (alone 8.0 instead of 6.1); the next product's weights fetched into L2
+// (74.6 to 77); the next kernel let in before the wait or after the products (72.5 to 72.7), and in the norms before it (73.2).
+// `ferrum bench` with stages and split here against before, two rounds in turns: Qwen3-0.6B decodes 64 sequences at 33,211 and 32,905
+// tok/s instead of 31,503 and 31,501, 256 at 55,766 and 55,658 instead of 55,462 and 55,425: at 256 a sixth of what the graph
+// promised. Llama 3.1 8B, one run each: 4 at 770.2 (770.3), 256 at 22,558 (22,640).
 // At 8192 tokens the activation alone takes 227 µs behind cuBLASLt. Bands of 8 token groups, whose x stays in L2 while the
 // weight passes: 2793 µs instead of 2900 for the gated product.
 // At 256 tokens the products of an 8B in a row slow down as they run, whichever kernels they are: a layer of them took 202 µs
@@ -42,27 +54,28 @@ using namespace linear_dense;
     extern "C" __global__ void __launch_bounds__(wg * 128 + 32, 1) name(const __grid_constant__ LinearWgmmaParams p) {     \
         linear_wgmma<T, __VA_ARGS__>(p);                                                                                     \
     }
-// TOKENS, ROWS, WARPGROUPS, CT, CR, SK, STAGES
-#define INSTANCE(t, n, wg, ct, cr, sk, s)                                                                                    \
-    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk, bf16, wg, t, n, wg, ct, cr, sk, s)                                 \
-    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk##_f16, f16, wg, t, n, wg, ct, cr, sk, s)
+// TOKENS, ROWS, WARPGROUPS, CT, CR, SK, CHUNKS, STAGES
+#define INSTANCE(t, n, wg, ct, cr, sk, c, s)                                                                                   \
+    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk, bf16, wg, t, n, wg, ct, cr, sk, c, s)                                 \
+    KERNEL(linear_wgmma_##t##x##n##_c##ct##x##cr##_k##sk##_f16, f16, wg, t, n, wg, ct, cr, sk, c, s)
 
-INSTANCE(64, 32, 1, 1, 1, 1, 16)
-INSTANCE(64, 32, 1, 1, 1, 4, 8)
-INSTANCE(64, 48, 1, 1, 1, 1, 14)
-INSTANCE(64, 64, 1, 1, 1, 1, 12)
-INSTANCE(64, 96, 1, 1, 1, 1, 10)
-INSTANCE(64, 112, 1, 1, 1, 1, 9)
-INSTANCE(64, 128, 1, 1, 1, 1, 8)
-INSTANCE(64, 192, 1, 1, 1, 1, 6)
-INSTANCE(64, 224, 1, 1, 1, 1, 5)
-INSTANCE(128, 32, 2, 1, 1, 1, 10)
-INSTANCE(128, 48, 2, 1, 1, 1, 9)
-INSTANCE(128, 64, 2, 1, 1, 1, 8)
-INSTANCE(128, 64, 2, 2, 1, 1, 8)
-INSTANCE(128, 96, 2, 2, 1, 1, 7)
-INSTANCE(128, 112, 2, 1, 1, 1, 7)
-INSTANCE(128, 128, 2, 1, 1, 1, 6)
-INSTANCE(128, 192, 2, 1, 1, 1, 5)
-INSTANCE(128, 224, 2, 2, 1, 1, 4)
-INSTANCE(128, 256, 2, 1, 1, 1, 4)
+INSTANCE(64, 32, 1, 1, 1, 1, 1, 16)
+INSTANCE(64, 48, 1, 1, 1, 1, 1, 14)
+INSTANCE(64, 64, 1, 1, 1, 1, 1, 12)
+INSTANCE(64, 64, 1, 1, 1, 2, 2, 6)
+INSTANCE(64, 96, 1, 1, 1, 1, 1, 10)
+INSTANCE(64, 112, 1, 1, 1, 1, 1, 9)
+INSTANCE(64, 128, 1, 1, 1, 1, 1, 8)
+INSTANCE(64, 192, 1, 1, 1, 1, 1, 6)
+INSTANCE(64, 224, 1, 1, 1, 1, 1, 5)
+INSTANCE(128, 32, 2, 1, 1, 1, 1, 10)
+INSTANCE(128, 48, 2, 1, 1, 1, 1, 9)
+INSTANCE(128, 64, 2, 1, 1, 1, 1, 8)
+INSTANCE(128, 64, 2, 2, 1, 1, 1, 8)
+INSTANCE(128, 96, 2, 2, 1, 1, 1, 7)
+INSTANCE(128, 96, 2, 1, 1, 1, 2, 4)
+INSTANCE(128, 112, 2, 1, 1, 1, 1, 7)
+INSTANCE(128, 128, 2, 1, 1, 1, 1, 6)
+INSTANCE(128, 192, 2, 1, 1, 1, 1, 5)
+INSTANCE(128, 224, 2, 2, 1, 1, 1, 4)
+INSTANCE(128, 256, 2, 1, 1, 1, 1, 4)

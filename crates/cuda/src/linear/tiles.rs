@@ -63,6 +63,8 @@ pub(super) struct WgmmaTile {
     ct: usize,
     cr: usize,
     sk: usize,
+    /// Columns of a stage / 64
+    chunks: usize,
     stages: usize,
 }
 
@@ -91,7 +93,7 @@ macro_rules! stream_tiles {
 }
 
 macro_rules! wgmma_tiles {
-    ($(($t:literal, $n:literal, $wg:literal, $ct:literal, $cr:literal, $sk:literal, $s:literal)),* $(,)?) => {
+    ($(($t:literal, $n:literal, $wg:literal, $ct:literal, $cr:literal, $sk:literal, $c:literal, $s:literal)),* $(,)?) => {
         [$(WgmmaTile {
             kernel: concat!("linear_wgmma_", $t, "x", $n, "_c", $ct, "x", $cr, "_k", $sk),
             f16_kernel: concat!("linear_wgmma_", $t, "x", $n, "_c", $ct, "x", $cr, "_k", $sk, "_f16"),
@@ -101,6 +103,7 @@ macro_rules! wgmma_tiles {
             ct: $ct,
             cr: $cr,
             sk: $sk,
+            chunks: $c,
             stages: $s,
         }),*]
     };
@@ -120,26 +123,27 @@ macro_rules! mma_tiles {
 static STREAM: [StreamTile; 6] =
     stream_tiles![(1, 2, 8, 8, 6), (1, 4, 8, 8, 6), (1, 6, 8, 8, 4), (2, 2, 8, 8, 6), (2, 4, 8, 8, 5), (2, 6, 8, 8, 3)];
 
-static WGMMA: [WgmmaTile; 19] = wgmma_tiles![
-    (64, 32, 1, 1, 1, 1, 16),
-    (64, 32, 1, 1, 1, 4, 8),
-    (64, 48, 1, 1, 1, 1, 14),
-    (64, 64, 1, 1, 1, 1, 12),
-    (64, 96, 1, 1, 1, 1, 10),
-    (64, 112, 1, 1, 1, 1, 9),
-    (64, 128, 1, 1, 1, 1, 8),
-    (64, 192, 1, 1, 1, 1, 6),
-    (64, 224, 1, 1, 1, 1, 5),
-    (128, 32, 2, 1, 1, 1, 10),
-    (128, 48, 2, 1, 1, 1, 9),
-    (128, 64, 2, 1, 1, 1, 8),
-    (128, 64, 2, 2, 1, 1, 8),
-    (128, 96, 2, 2, 1, 1, 7),
-    (128, 112, 2, 1, 1, 1, 7),
-    (128, 128, 2, 1, 1, 1, 6),
-    (128, 192, 2, 1, 1, 1, 5),
-    (128, 224, 2, 2, 1, 1, 4),
-    (128, 256, 2, 1, 1, 1, 4),
+static WGMMA: [WgmmaTile; 20] = wgmma_tiles![
+    (64, 32, 1, 1, 1, 1, 1, 16),
+    (64, 48, 1, 1, 1, 1, 1, 14),
+    (64, 64, 1, 1, 1, 1, 1, 12),
+    (64, 64, 1, 1, 1, 2, 2, 6),
+    (64, 96, 1, 1, 1, 1, 1, 10),
+    (64, 112, 1, 1, 1, 1, 1, 9),
+    (64, 128, 1, 1, 1, 1, 1, 8),
+    (64, 192, 1, 1, 1, 1, 1, 6),
+    (64, 224, 1, 1, 1, 1, 1, 5),
+    (128, 32, 2, 1, 1, 1, 1, 10),
+    (128, 48, 2, 1, 1, 1, 1, 9),
+    (128, 64, 2, 1, 1, 1, 1, 8),
+    (128, 64, 2, 2, 1, 1, 1, 8),
+    (128, 96, 2, 2, 1, 1, 1, 7),
+    (128, 96, 2, 1, 1, 1, 2, 4),
+    (128, 112, 2, 1, 1, 1, 1, 7),
+    (128, 128, 2, 1, 1, 1, 1, 6),
+    (128, 192, 2, 1, 1, 1, 1, 5),
+    (128, 224, 2, 2, 1, 1, 1, 4),
+    (128, 256, 2, 1, 1, 1, 1, 4),
 ];
 
 static MMA: [MmaTile; 3] = mma_tiles![(16, 64), (32, 128), (64, 128)];
@@ -177,8 +181,7 @@ impl StreamTile {
 
 /// The instance with the least estimated time.
 pub(super) fn wgmma(shape: &Shape, sms: usize) -> &'static WgmmaTile {
-    // Nobody sees all of a result where CTAs split the columns of a product.
-    let tiles = WGMMA.iter().filter(|t| t.sk == 1 || !shape.argmax);
+    let tiles = WGMMA.iter().filter(|t| t.suits(shape));
     tiles.min_by(|a, b| a.cost(shape, sms).total_cmp(&b.cost(shape, sms))).expect("the table is not empty")
 }
 
@@ -189,7 +192,15 @@ impl WgmmaTile {
 
     /// `WgmmaTile::SMEM` of the kernel.
     pub fn shared_bytes(&self) -> u32 {
-        (self.stages * (self.tokens + self.rows) * 128 + 1024) as u32
+        let parts = (self.sk - 1) * self.tokens * self.rows / self.sk * 4;
+        (self.stages * self.chunks * (self.tokens + self.rows) * 128 + parts + 1024) as u32
+    }
+
+    /// Two chunks a stage are measured for small weights only. Where CTAs split the columns, each has some, and none holds both
+    /// gates and ups.
+    fn suits(&self, shape: &Shape) -> bool {
+        let small = shape.weight_rows() * shape.cols <= SMALL_WEIGHT;
+        (self.chunks == 1 || small) && (self.sk == 1 || !shape.gated && shape.cols >= 64 * self.chunks * self.sk)
     }
 
     pub fn cluster(&self) -> usize {
@@ -243,12 +254,13 @@ impl WgmmaTile {
         let weight_bytes = (shape.weight_rows() * shape.cols * 2) as f64;
         let steps = shape.cols.div_ceil(64).div_ceil(self.sk);
         let waves = self.tiles(shape).div_ceil(self.clusters(sms)) as f64;
-        let copy = ((self.x_box(shape) * self.cr + self.rows) * 128) as f64 / 90.0;
+        let stage = if self.chunks > 1 { 0.8 } else { 1.0 }; // what a stage costs is shared by its chunks
+        let copy = stage * ((self.x_box(shape) * self.cr + self.rows) * 128) as f64 / 90.0;
         let multiply = tokens / 16.0 * (0.36 * rows).max(17.0 + rows / 8.0); // the tensor cores, or reading shared memory
         let work = waves * steps as f64 * copy.max(multiply);
         let read = weight_bytes / 2950.0;
         let again = weight_bytes * (self.token_groups(shape) - 1) as f64 / 40_000.0;
-        let cluster = if self.cluster() > 1 { 270.0 } else { 0.0 } + 450.0 * (self.sk - 1) as f64;
+        let cluster = if self.cluster() > 1 { 270.0 } else { 0.0 } + 100.0 * (self.sk - 1) as f64;
         read.max(work) + 0.75 * read.min(work) + 0.8 * waves * tokens * rows + again + cluster
     }
 }
@@ -297,7 +309,7 @@ mod tests {
         let table: Vec<_> = STREAM.iter().map(|t| vec![t.token_tiles, t.units, t.chunks, t.k_warps, t.stages]).collect();
         assert_eq!(stream, table);
         let wgmma = instances(include_str!("../../kernels/sm90_linear_wgmma.cu"));
-        let table: Vec<_> = WGMMA.iter().map(|t| vec![t.tokens, t.rows, t.warpgroups, t.ct, t.cr, t.sk, t.stages]).collect();
+        let table: Vec<_> = WGMMA.iter().map(|t| vec![t.tokens, t.rows, t.warpgroups, t.ct, t.cr, t.sk, t.chunks, t.stages]).collect();
         assert_eq!(wgmma, table);
         let mma = instances(include_str!("../../kernels/linear_mma.cu"));
         assert_eq!(mma, MMA.iter().map(|t| vec![t.tokens, t.rows]).collect::<Vec<_>>());
@@ -316,7 +328,13 @@ mod tests {
             (256, 14336, true, 4096, "linear_wgmma_128x224_c2x1_k1"),
             (64, 4096, false, 14336, "linear_wgmma_64x32_c1x1_k1"),
             (256, 4096, false, 14336, "linear_wgmma_128x64_c2x1_k1"),
-            (64, 1024, false, 3072, "linear_wgmma_64x32_c1x1_k4"),
+            (64, 1024, false, 2048, "linear_wgmma_64x64_c1x1_k2"),
+            (64, 1024, false, 3072, "linear_wgmma_64x64_c1x1_k2"),
+            (128, 1024, false, 3072, "linear_wgmma_64x64_c1x1_k2"),
+            (256, 1024, false, 2048, "linear_wgmma_64x64_c1x1_k2"),
+            (256, 1024, false, 3072, "linear_wgmma_64x64_c1x1_k2"),
+            (256, 3072, true, 1024, "linear_wgmma_128x96_c1x1_k1"),
+            (256, 4096, false, 1024, "linear_wgmma_128x64_c1x1_k1"),
             (2048, 14336, true, 4096, "linear_wgmma_128x224_c2x1_k1"),
             (8192, 14336, true, 4096, "linear_wgmma_128x224_c2x1_k1"),
         ] {

@@ -195,6 +195,12 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(likeliest(tokens, rows, dtype, cols, normed));
         }
     }
+    // Few rows of many columns, which a GPU divides among blocks, and many rows of few, for more tokens than one tile has.
+    for dtype in [DType::BF16, DType::F16] {
+        cases.push(fused(70, &[(200, dtype)], 3008, Form::ADD));
+        cases.push(fused(130, &[(72, dtype)], 2744, Form { bias: true, ..Form::NORM }));
+    }
+    cases.push(fused(200, &[(3072, DType::BF16), (3072, DType::BF16)], 200, Form::GATE));
     // Columns that a GPU divides among blocks, and more than their memory holds at once.
     for dtype in [DType::Q8_0, DType::Q4_K, DType::Q6_K] {
         for tokens in [4, 8, 16] {
