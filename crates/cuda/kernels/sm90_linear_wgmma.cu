@@ -32,8 +32,8 @@
 // 32 clusters of four do not run at once); columns split in four (alone 8.0 instead of 6.1); the next product's weights fetched into L2
 // (74.6 to 77); the next kernel let in before the wait or after the products (72.5 to 72.7), and in the norms before it (73.2).
 // `ferrum bench` with stages and split here against before, two rounds in turns: Qwen3-0.6B decodes 64 sequences at 33,211 and 32,905
-// tok/s instead of 31,503 and 31,501, 256 at 55,766 and 55,658 instead of 55,462 and 55,425: at 256 a sixth of what the graph
-// promised. Llama 3.1 8B, one run each: 4 at 770.2 (770.3), 256 at 22,558 (22,640).
+// tok/s instead of 31,503 and 31,501, 256 at 55,766 and 55,658 instead of 55,462 and 55,425: at 256 a quarter of what the graph
+// promised (the binary before was also two changes to the host's part older). Llama 3.1 8B, one run each: 4 at 770.2 (770.3), 256 at 22,558 (22,640).
 // At 8192 tokens the activation alone takes 227 µs behind cuBLASLt. Bands of 8 token groups, whose x stays in L2 while the
 // weight passes: 2793 µs instead of 2900 for the gated product.
 // At 256 tokens the products of an 8B in a row slow down as they run, whichever kernels they are: a layer of them took 202 µs
