@@ -138,8 +138,8 @@ pub struct ServeArgs {
     /// Tokens that the KV cache holds for all requests together [default: the context for every one of --max-seqs]
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<usize>,
-    /// Seconds without a finished step after which /health calls the engine stuck
-    #[arg(long, value_name = "S", default_value_t = 60)]
+    /// Seconds without a finished step after which /health calls the engine stuck; an idle one gives a sign once a second
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]
     pub stuck_after_s: u64,
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -37,8 +37,8 @@
 // while one is joined: 117.5, and 35.1 instead of 31.0 for batch 64 x 320. For batch 1, clusters of 8 CTAs joined through
 // distributed shared memory: 4.8 at 300, 13.0 at 2048.
 // rope_attention, µs of a whole Q4_K layer of the 8B at batch 1 and 300, 1000 and 4096 tokens of context: 51.9, 53.2, 60.1 where a small
-// block runs beside one of the products before and behind it; large ones 53.0, 55.4, 62.1; rope_kv_write and attn_decode 54.2,
-// 56.7, 63.2 (in a chain with a stand-in for the projection, 8B: batch 4 7.5 instead of 8.0, 16 13.5 for 14.2, 256 124.9 for
+// block runs beside one of the products before and behind it; large ones, with more L1, 53.0, 55.4, 62.1; rope_kv_write and attn_decode 54.2,
+// 56.7, 63.2 (in a chain with a stand-in for the projection, 8B: batch 4 7.65 instead of 8.0, 16 13.5 for 14.2, 256 124.9 for
 // 125.4). Lost there: each lane its own sines, behind the wait, 53.6; the positions asked for after the keys, 54.0; clusters of 8
 // joined by stores into the shared memory of the first, 53.2 (and 66.9 at 4096); blocks of two warps 55.0.
 #pragma once
