@@ -245,7 +245,7 @@ impl BlockPool {
         self.log = log;
         if let Some(log) = &mut self.log {
             log.events.push(KvEvent::Cleared);
-            log.holders.clear();
+            log.latest.clear();
         }
     }
 
@@ -417,24 +417,22 @@ impl BlockPool {
 #[derive(Debug, Default)]
 struct Log {
     events: Vec<KvEvent>,
-    /// Blocks by [`Prefix::hash`]. A text can be stored again while its first copy, whose beginning was forgotten, is there
-    holders: HashMap<u64, u32>,
+    /// The latest copy of a text by [`Prefix::hash`]. It can be stored again while an earlier copy, whose beginning was forgotten,
+    /// is there: that one is found no more, and nobody is told when it goes
+    latest: HashMap<u64, Prefix>,
 }
 
 impl Log {
     fn stored(&mut self, prefix: Prefix, parent: Prefix, tokens: &[u32]) {
-        *self.holders.entry(prefix.hash).or_default() += 1;
+        self.latest.insert(prefix.hash, prefix);
         let parent = (parent != Prefix::EMPTY).then_some(parent.hash);
         self.events.push(KvEvent::Stored { hash: prefix.hash, parent, tokens: tokens.to_vec() });
     }
 
     fn removed(&mut self, prefix: Prefix) {
-        if let Entry::Occupied(mut holders) = self.holders.entry(prefix.hash) {
-            *holders.get_mut() -= 1;
-            if *holders.get() == 0 {
-                holders.remove();
-                self.events.push(KvEvent::Removed { hash: prefix.hash });
-            }
+        if self.latest.get(&prefix.hash) == Some(&prefix) {
+            self.latest.remove(&prefix.hash);
+            self.events.push(KvEvent::Removed { hash: prefix.hash });
         }
     }
 }
@@ -491,6 +489,34 @@ mod tests {
                 prop_assert_eq!(pool.available(), blocks as usize);
             }
         }
+    }
+
+    #[test]
+    fn a_text_is_gone_with_the_copy_that_is_found() {
+        let mut pool = BlockPool::new(3, 1, true);
+        let mut events = Vec::new();
+        pool.take_events(&mut events);
+        let (first, second) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        let beginning = pool.store(first, Prefix::EMPTY, &[1]);
+        let text = pool.store(second, beginning, &[2]);
+        pool.release(first);
+        // The second allocation takes the beginning away from under the text, which stays in use.
+        let again = [pool.allocate().unwrap(), pool.allocate().unwrap()];
+        let beginning = pool.store(again[0], Prefix::EMPTY, &[1]);
+        assert_eq!(pool.store(again[1], beginning, &[2]).hash, text.hash);
+        pool.take_events(&mut events);
+        events.clear();
+        pool.release(again[1]);
+        let other = pool.allocate().unwrap();
+        pool.take_events(&mut events);
+        assert_eq!(events, [KvEvent::Removed { hash: text.hash }]);
+        assert!(pool.acquire(&[1, 2, 3], &mut Vec::new()) == beginning, "the first copy is not found");
+        events.clear();
+        pool.release(second);
+        pool.release(other);
+        (pool.allocate(), pool.allocate());
+        pool.take_events(&mut events);
+        assert_eq!(events, [], "nobody misses the first copy");
     }
 
     #[test]
