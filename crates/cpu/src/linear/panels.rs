@@ -113,8 +113,8 @@ impl Panels {
         Ok(Self { stored: data.clone(), row_bytes, rows, arranged, used, room, dtype, lanes, blocks })
     }
 
-    /// Rearranges the next panels and releases their rows. Not counted, and the path is given, when
-    /// a part of their file was gone.
+    /// Rearranges the next panels and releases their rows. When a part of their file was gone, they are not counted, and its path
+    /// is returned.
     pub fn arrange(&self, pool: &Pool) -> Option<&Path> {
         let first = self.arranged();
         let end = self.count().min(first + PIECE_BYTES.div_ceil(self.panel_bytes().max(1)));

@@ -58,7 +58,7 @@ pub(super) fn run<'a>(
     job: &(dyn Fn(&'a Part) -> Job<'a> + Sync),
 ) {
     let memory = Tiles(tiles.as_mut_ptr());
-    let by_dots = |part: &Part| part.rows == 0 || part.dtype.is_float() || matches!(part.data, Rows::Panels(_));
+    let by_dots = |part: &Part| part.rows == 0 || part.dtype.is_float() || !part.is_as_stored();
     if weight.parts.iter().all(by_dots) && job(&weight.parts[0]).x.shape[0] < TILED_TOKENS {
         // One launch for all parts, in chunks small enough to share out evenly and large enough to stream.
         let lanes = lanes(simd);

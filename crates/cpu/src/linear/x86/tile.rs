@@ -4,7 +4,7 @@
 //! the codes of four columns of row `r`. It stays in the L1 cache while all tokens pass by, [`GROUP`] at a time; two vectors
 //! of rows meet a group with their integer sums in registers, block by block, and `sum += dots · d · scale + (d · Σ q) · min`
 //! in memory, which stays in the cache as well. The activations of the next group are fetched meanwhile, as those of all
-//! tokens are more than the L2 cache holds. Bound by the multipliers.
+//! tokens are more than the L2 cache holds. Bound by the multipliers, and by their power.
 //!
 //! Measured with `examples/linear_speed` on one thread of an Intel Xeon with AVX-512 VNNI, [2048, 4096] by 512 tokens, GOP/s,
 //! other programs at work beside, 2026-11-25: AVX2 level Q4_1 204, Q5_0 180, Q4_K 210, Q5_K 188, Q6_K 187, Q3_K 188,
@@ -13,8 +13,9 @@
 //! three tokens at a time with all sums in registers, which the compiler spilled, AVX2 Q4_K 150, Q6_K 125, Q8_0 118;
 //! two tokens by two vectors, or four by one, 10 % slower; steps that finish the block before in passing, 3 % faster in one kernel
 //! and slower in others; steps all unrolled, 0 to 2 %; K types whose 256 columns add up in integers, with activations' scales that
-//! are small multiples of one number, 18 operations for 256 in place of 20: 3 % for Q4_K, none for Q5_K, 1 % of a model's prompt.
-//! The same loop runs 30 % faster on zeros than on random numbers: what bounds it is the power that the core may draw; without fetching ahead, 5 % at 4,096 columns, two thirds at 16,384.
+//! are small multiples of one number, 18 operations for 256 in place of 20: 3 % for Q4_K, none for Q5_K, 1 % of a model's prompt;
+//! without fetching ahead, 5 % at 4,096 columns, two thirds at 16,384. The loop runs 30 % faster on zeros than on random numbers:
+//! what bounds it is the power that the core may draw.
 
 use std::{arch::x86_64::*, ops::Range};
 
