@@ -59,7 +59,9 @@ pub struct Outcome {
 pub struct Counts {
     /// Tokens that went through the model, those computed again included, wrong draft tokens not
     pub computed_tokens: u64,
-    /// Prompt tokens taken from the prefix cache instead
+    /// Tokens of the prompts whose computation has begun, once for each request, also where they are computed again
+    pub prompt_tokens: u64,
+    /// Those among them that were in the prefix cache
     pub reused_tokens: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
@@ -457,6 +459,7 @@ impl Scheduler {
         }
         if sequence.reused.is_none() {
             (sequence.reused, sequence.charged) = (Some(sequence.computed), sequence.computed);
+            self.counts.prompt_tokens += sequence.prompt_len as u64;
             self.counts.reused_tokens += sequence.computed as u64;
             started.push(sequence.id());
         }

@@ -158,6 +158,7 @@ fn who_loses_blocks_goes_on_where_it_was() {
     assert!(counts.preemptions > 0);
     // 58 tokens each and what was computed again; without limits a sequence would lose its work at every step.
     assert!(counts.computed_tokens < 3 * 58 + 150, "{counts:?}");
+    assert_eq!((counts.prompt_tokens, counts.generated_tokens), (3 * 9, 3 * 50), "those computed again count once: {counts:?}");
 }
 
 #[test]

@@ -223,11 +223,10 @@ impl Collector for EngineCounts {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        let queried = counts.computed_tokens + counts.reused_tokens;
-        counter("vllm:prompt_tokens", "Prompt tokens taken in", (queried.saturating_sub(counts.generated_tokens)) as f64)?;
+        counter("vllm:prompt_tokens", "Prompt tokens taken in, found in the prefix cache or not", counts.prompt_tokens as f64)?;
         counter("vllm:generation_tokens", "Tokens generated", counts.generated_tokens as f64)?;
         counter("vllm:num_preemptions", "Requests that lost their blocks to others", counts.preemptions as f64)?;
-        counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", queried as f64)?;
+        counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", counts.prompt_tokens as f64)?;
         counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counts.reused_tokens as f64)?;
         counter("vllm:prompt_tokens_cached", "Prompt tokens that were not computed", counts.reused_tokens as f64)?;
         counter("vllm:spec_decode_num_drafts", "Times a request computed draft tokens", counts.drafts as f64)?;

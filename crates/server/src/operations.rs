@@ -131,7 +131,7 @@ pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>> {
             "max_running_requests": model.max_seqs,
             "token_usage": part(used as u64, all as u64),
             "utilization": part(snapshot.running as u64, model.max_seqs as u64),
-            "cache_hit_rate": part(counts.reused_tokens, counts.computed_tokens + counts.reused_tokens),
+            "cache_hit_rate": part(counts.reused_tokens, counts.prompt_tokens),
         }],
     })))
 }
