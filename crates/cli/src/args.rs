@@ -19,10 +19,10 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Command,
     /// Options from this TOML file; flags win over it [default: ferrum/ferrum.toml in the user's configuration folder, if there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
     /// Print every option of the command, what it means, its value and where that is from, and do nothing else
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Configuration")]
     pub print_config: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct Args {
 pub enum Command {
     /// Answer a prompt, or chat when there is none and this is a terminal
     Run(RunArgs),
-    /// Answer requests over HTTP: the OpenAI interface
+    /// Answer requests over HTTP as OpenAI's and Anthropic's servers do
     Serve(ServeArgs),
     /// Download a model
     Pull(PullArgs),
@@ -54,10 +54,11 @@ pub enum Command {
 
 #[derive(Debug, ClapArgs)]
 pub struct RunArgs {
-    /// Alias (see `ferrum list`), Hugging Face id (org/name or org/name:Q4_K_M), .gguf file, or folder with config.json and
+    /// Alias (see `ferrum list`), Hugging Face id (org/name or org/name:Q4_K_M), GGUF file, or folder with config.json and
     /// safetensors
     pub model: String,
-    /// The prompt; several words are joined by spaces. `-`, or nothing and no terminal: standard input
+    /// The prompt; several words are joined by spaces. `-`, or nothing and no terminal: standard input; `-` behind other words:
+    /// standard input below them
     pub prompt: Vec<String>,
     /// The system message
     #[arg(long, value_name = "TEXT")]
@@ -118,7 +119,7 @@ pub struct GrammarArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct ServeArgs {
-    /// Alias, Hugging Face id, .gguf file or folder
+    /// Alias, Hugging Face id, GGUF file or folder
     pub model: String,
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -175,7 +176,7 @@ pub struct ListArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct ShowArgs {
-    /// Alias, Hugging Face id, .gguf file or folder
+    /// Alias, Hugging Face id, GGUF file or folder
     pub model: String,
     /// List every tensor
     #[arg(long)]
@@ -189,7 +190,7 @@ pub struct ShowArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct PlanArgs {
-    /// Alias, Hugging Face id, .gguf file or folder
+    /// Alias, Hugging Face id, GGUF file or folder
     pub model: String,
     /// Sequences computed at the same time
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -210,7 +211,7 @@ pub struct PlanArgs {
 pub struct BenchArgs {
     #[command(subcommand)]
     pub command: Option<BenchCommand>,
-    /// Alias, Hugging Face id, .gguf file or folder
+    /// Alias, Hugging Face id, GGUF file or folder
     #[arg(required_unless_present = "dummy_weights")]
     pub model: Option<String>,
     /// Tokens of the prompt
@@ -254,7 +255,7 @@ pub enum BenchCommand {
 
 #[derive(Debug, ClapArgs)]
 pub struct PerplexityArgs {
-    /// Alias, Hugging Face id, .gguf file or folder
+    /// Alias, Hugging Face id, GGUF file or folder
     pub model: String,
     /// The text, UTF-8
     pub file: PathBuf,

@@ -118,9 +118,7 @@ pub fn inspect(checkpoint: &Checkpoint, backend: &dyn Backend, context: Option<u
     let inspection = checkpoint.inspect(backend, context.unwrap_or(DEFAULT_CONTEXT))?;
     let longest = inspection.info.max_context;
     match context {
-        Some(n) if !(2..=longest).contains(&n) => {
-            Err(anyhow!("a context of {n} tokens is not possible: this model takes 2 to {longest}; choose another --ctx"))
-        }
+        Some(n) if !(2..=longest).contains(&n) => Err(anyhow!("a context of {n} tokens is not possible: this model takes 2 to {longest}")),
         Some(n) => Ok((inspection, n)),
         None => Ok((inspection, DEFAULT_CONTEXT.min(longest))),
     }

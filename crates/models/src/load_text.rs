@@ -22,12 +22,14 @@ impl Checkpoint {
     }
 }
 
+const NO_TOKENIZER: &str = "no such file; other forms of tokenizers in a folder are not read";
+
 fn of_folder(dir: &Path) -> Result<Tokenizer> {
     let file = |name: &str| match MappedFile::open(dir.join(name)) {
         Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     };
-    let missing = || Error::Io { path: dir.join("tokenizer.json"), source: io::ErrorKind::NotFound.into() };
+    let missing = || Error::Io { path: dir.join("tokenizer.json"), source: io::Error::new(io::ErrorKind::NotFound, NO_TOKENIZER) };
     let json = file("tokenizer.json")?.ok_or_else(missing)?;
     let (config, generation) = (file("tokenizer_config.json")?, file("generation_config.json")?);
     let template_path = dir.join("chat_template.jinja");

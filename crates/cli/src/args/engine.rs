@@ -60,7 +60,7 @@ pub struct SpeculateArgs {
 #[command(next_help_heading = "Engine")]
 pub struct ContextArgs {
     /// Tokens of prompt and answer together [default: the model's maximum, at most 4096]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", visible_alias = "ctx-size")]
     pub ctx: Option<usize>,
 }
 
@@ -69,7 +69,7 @@ pub struct ContextArgs {
 #[command(next_help_heading = "Sampling (defaults: generation_config.json of the model, else those shown)")]
 pub struct SamplingArgs {
     /// 0: always the likeliest token [else: 0.7]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, visible_alias = "temp")]
     pub temperature: Option<f64>,
     /// Draw among this many likeliest tokens; 0: all [else: 40]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]

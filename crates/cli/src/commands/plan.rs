@@ -49,21 +49,19 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
         }));
     }
     let mut text = format!("{} on {}\n", args.model, backend.device().name);
-    let mut line = |what: &str, value: u64, note: String| writeln!(text, "  {what:<10} {:>10}  {note}", bytes(value));
-    line("weights", plan.weights_bytes, format!("{} parameters", output::count(inspection.info.parameters)))?;
+    let mut line = |what: &str, value: u64, note: &str| {
+        let line = format!("  {what:<10} {:>10}  {note}", bytes(value));
+        writeln!(text, "{}", line.trim_end())
+    };
+    line("weights", plan.weights_bytes, &format!("{} parameters", output::count(inspection.info.parameters)))?;
     let per_token = bytes(plan.kv_bytes_per_token);
-    line(
-        "KV cache",
-        plan.kv_bytes,
-        format!("{} tokens of {per_token} ({} sequence(s), context {context})", plan.kv_tokens, args.sequences),
-    )?;
-    line("scratch", plan.scratch_bytes, String::new())?;
-    line("total", plan.total_bytes, String::new())?;
-    line("available", plan.available_bytes, if plan.fits() { "fits" } else { "DOES NOT FIT" }.to_owned())?;
-    text += "Longest context of one sequence that would fit:";
-    for (name, plan) in fits {
-        write!(text, "  {} ({name} cache)", plan.max_context_that_fits)?;
-    }
-    text += "\n";
+    let sequences = if args.sequences == 1 { "1 sequence".to_owned() } else { format!("{} sequences", args.sequences) };
+    line("KV cache", plan.kv_bytes, &format!("{} tokens of {per_token}: {sequences}, context {context}", plan.kv_tokens))?;
+    line("scratch", plan.scratch_bytes, "")?;
+    line("total", plan.total_bytes, "")?;
+    line("available", plan.available_bytes, if plan.fits() { "fits" } else { "DOES NOT FIT" })?;
+    text += "Longest context of one sequence that would fit, of the model's ";
+    let longest: Vec<_> = fits.iter().map(|(name, plan)| format!("{} ({name} cache)", plan.max_context_that_fits)).collect();
+    writeln!(text, "{}: {}", inspection.info.max_context, longest.join(", "))?;
     Ok(output::text(&text)?)
 }

@@ -105,18 +105,24 @@ fn check_numbers(args: &RunArgs) -> anyhow::Result<()> {
     Ok(request(args, sampling, vec![0], 0).validate(usize::MAX)?)
 }
 
-/// The prompt from the arguments or from standard input; `None` when a person should be asked.
+/// The prompt from the arguments, from standard input or, with a `-` behind other words, from both; `None` when a person should
+/// be asked.
 fn prompt(args: &RunArgs) -> anyhow::Result<Option<String>> {
-    let given = args.prompt.join(" ");
-    if !args.prompt.is_empty() && given != "-" {
-        return Ok(Some(given));
-    }
-    if given != "-" && io::stdin().is_terminal() {
-        if args.raw || args.json {
-            bail!("--raw and --json need a prompt: write it behind the model, or pass it on standard input");
+    match &args.prompt[..] {
+        [] if io::stdin().is_terminal() => {
+            if args.raw || args.json {
+                bail!("--raw and --json need a prompt: write it behind the model, or pass it on standard input");
+            }
+            Ok(None)
         }
-        return Ok(None);
+        [words @ .., last] if last == "-" && !words.is_empty() => Ok(Some(format!("{}\n\n{}", words.join(" "), read_prompt()?))),
+        [] => Ok(Some(read_prompt()?)),
+        [dash] if dash == "-" => Ok(Some(read_prompt()?)),
+        words => Ok(Some(words.join(" "))),
     }
+}
+
+fn read_prompt() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from standard input")?;
     let text = String::from_utf8(bytes).context("the prompt on standard input is not UTF-8; convert it first")?;
@@ -126,7 +132,7 @@ fn prompt(args: &RunArgs) -> anyhow::Result<Option<String>> {
     if text.is_empty() {
         bail!("the prompt is empty: write it behind the model, or pass it on standard input");
     }
-    Ok(Some(text.to_owned()))
+    Ok(text.to_owned())
 }
 
 fn as_json(args: &RunArgs, ids: &[u32], answer: &Answer, load_s: f64, ttft_s: f64) -> Value {

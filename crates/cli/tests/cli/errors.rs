@@ -47,6 +47,8 @@ fn broken_files() {
     for file in fs::read_dir(fixture("llama3")).unwrap().map(|f| f.unwrap().path()) {
         fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
     }
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("tokenizer.json: no such file"));
     fs::write(folder.join("tokenizer.json"), "{").unwrap();
     assert!(error(&["run", folder.to_str().unwrap(), "x"]).contains("tokenizer.json"));
     fs::write(folder.join("config.json"), "[]").unwrap();
@@ -107,8 +109,8 @@ fn bad_numbers_are_refused_by_name() {
         ("--max-tokens", "0", "max_tokens"),
         ("--max-tokens", "many", "--max-tokens"),
         ("--seed", "-1", "--seed"),
-        ("--ctx", "1", "--ctx"),
-        ("--ctx", "100000", "--ctx"),
+        ("--ctx", "1", "a context of 1 tokens"),
+        ("--ctx", "100000", "a context of 100000 tokens"),
         ("--threads", "0", "threads"),
         ("--kv-type", "q8", "--kv-type"),
         ("--backend", "gpu", "--backend"),
@@ -118,6 +120,8 @@ fn bad_numbers_are_refused_by_name() {
     }
     assert!(error(&["run", &model, "x", "--json", "--logprobs", "999"]).contains("logprobs"));
     assert!(error(&["bench", &model, "-p", "0"]).contains("-p"));
+    // `bench` has no --ctx to choose.
+    assert!(error(&["bench", &model, "-p", "300"]).contains("a context of 430 tokens is not possible: this model takes 2 to 256\n"));
     assert!(error(&["bench", "--dummy-weights", "x.json", "--quant", "q9"]).contains("q4_k_m"));
     assert!(error(&["perplexity", &model, "no-such.txt"]).contains("no-such.txt"));
 }

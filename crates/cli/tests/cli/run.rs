@@ -93,11 +93,18 @@ fn text_streams_are_the_text_of_the_json() {
 #[test]
 fn the_prompt_comes_from_standard_input_too() {
     let model = fixture("llama3");
-    for args in [&["run", &model, "--raw", "--json", "-n", "4"][..], &["run", &model, "-", "--raw", "--json", "-n", "4"]] {
-        let output = ferrum_with_input(args, "naïve 海\n".as_bytes());
+    for (words, prompt) in [
+        (&[][..], "naïve 海"),
+        (&["-"], "naïve 海"),
+        (&["one", "two:", "-"], "one two:\n\nnaïve 海"),
+        // What is not asked for is not read.
+        (&["one", "-", "two"], "one - two"),
+    ] {
+        let args = with(&with(&["run", &model], words), &["--raw", "--json", "-n", "4"]);
+        let output = ferrum_with_input(&args, "naïve 海\n".as_bytes());
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let expected = json(&["run", &model, "naïve 海", "--raw", "--json", "-n", "4"]);
-        assert_eq!(answer["prompt_tokens"], expected["prompt_tokens"]);
+        let expected = json(&["run", &model, prompt, "--raw", "--json", "-n", "4"]);
+        assert_eq!(answer["prompt_tokens"], expected["prompt_tokens"], "{words:?}");
     }
     for (input, what) in [(&b""[..], "empty"), (&b"\xFF\xFE"[..], "UTF-8")] {
         let output = ferrum_with_input(&["run", &model], input);

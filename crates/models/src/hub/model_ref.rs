@@ -3,6 +3,8 @@
 use super::names::{check_relative_path, check_repo_id};
 use super::{Catalogue, HubError};
 use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// A model as the user names it.
@@ -12,7 +14,7 @@ pub enum ModelRef {
     Alias(String),
     /// `org/name` or `org/name:select`, where `select` is a file of the repository or a quantisation such as `Q4_K_M`.
     HuggingFace { repo: String, select: Option<String> },
-    /// A `.gguf` file; for a split file any of its parts.
+    /// A GGUF file, whatever its name; for a split file any of its parts.
     GgufFile(PathBuf),
     /// A folder with `config.json` and safetensors.
     Folder(PathBuf),
@@ -25,7 +27,8 @@ impl ModelRef {
     /// Hugging Face id.
     ///
     /// # Errors
-    /// [`HubError::UnknownModel`] with the nearest aliases, [`HubError::LocalModel`] for a path that is not there.
+    /// [`HubError::UnknownModel`] with the nearest aliases, [`HubError::LocalModel`] for a path that is not there,
+    /// [`HubError::Io`] for one that may not be looked at.
     pub fn parse(text: &str) -> Result<ModelRef, HubError> {
         ModelRef::parse_with(text, Catalogue::builtin())
     }
@@ -77,14 +80,28 @@ fn explicit_path(text: &str) -> Option<PathBuf> {
 }
 
 fn existing(path: &Path) -> Option<Result<ModelRef, HubError>> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some(if meta.is_dir() {
-        Ok(ModelRef::Folder(path.to_owned()))
-    } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    let meta = match fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Some(Err(HubError::io(path)(error))),
+        Err(_) => return None,
+    };
+    if meta.is_dir() {
+        return Some(Ok(ModelRef::Folder(path.to_owned())));
+    }
+    let named = |extension: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension));
+    Some(if named("gguf") || is_gguf(path) {
         Ok(ModelRef::GgufFile(path.to_owned()))
+    } else if named("safetensors") || named("json") {
+        Err(HubError::local(path, "this is one file of a model; name the folder that has all of them"))
     } else {
-        Err(HubError::local(path, "a model is a .gguf file or a folder with config.json and safetensors; this is neither"))
+        Err(HubError::local(path, "a model is a GGUF file or a folder with config.json and safetensors; this is neither"))
     })
+}
+
+/// Whether the file begins as GGUF does. In the stores of other tools files are named by their hashes.
+fn is_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
 }
 
 fn hugging_face(text: &str) -> Option<ModelRef> {
@@ -126,6 +143,12 @@ mod tests {
         let file = dir.path().join("m.gguf");
         std::fs::write(&file, "x").unwrap();
         std::fs::write(dir.path().join("m.bin"), "x").unwrap();
+        let blob = dir.path().join("sha256-1f2e");
+        std::fs::write(&blob, "GGUF\u{3}").unwrap();
+        assert_eq!(ModelRef::parse(blob.to_str().unwrap()).unwrap(), ModelRef::GgufFile(blob), "Ollama's files have no extension");
+        let shard = dir.path().join("model.safetensors");
+        std::fs::write(&shard, "x").unwrap();
+        assert!(ModelRef::parse(shard.to_str().unwrap()).unwrap_err().to_string().contains("folder"));
         assert_eq!(ModelRef::parse(file.to_str().unwrap()).unwrap(), ModelRef::GgufFile(file));
         assert_eq!(ModelRef::parse(dir.path().to_str().unwrap()).unwrap(), ModelRef::Folder(dir.path().into()));
         assert!(ModelRef::parse(dir.path().join("m.bin").to_str().unwrap()).is_err());
