@@ -42,7 +42,10 @@ pub struct Token {
 pub struct Answers {
     pieces: mpsc::Receiver<Piece>,
     open: usize,
+    /// But for the completion tokens
     usage: Usage,
+    /// Completion tokens of each answer
+    completion_tokens: Vec<usize>,
     failed: bool,
     /// The field that asked for a grammar
     grammar: Option<String>,
@@ -53,6 +56,8 @@ pub struct Answers {
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
+    /// Completion tokens that are reasoning, its marks included, where it is told apart
+    pub reasoning_tokens: usize,
     /// Prompt tokens that came from the prefix cache
     pub cached_tokens: usize,
 }
@@ -70,7 +75,6 @@ impl Answers {
     pub async fn start(app: &Arc<App>, model: &Served, prompts: Vec<Vec<u32>>, generation: &Generation) -> Result<Self> {
         let generation = &generation.compiled(app).await?;
         let usage = Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() };
-        app.metrics.asked(generation.n, generation.max_tokens);
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let open = prompts.len() * generation.n;
         for (index, prompt) in prompts.into_iter().enumerate() {
@@ -85,8 +89,9 @@ impl Answers {
             };
             tokio::spawn(source.run(index * generation.n, first, siblings, stream));
         }
+        app.metrics.asked(generation.n, generation.max_tokens);
         let grammar = generation.grammar.as_ref().map(|wanted| wanted.param.clone());
-        Ok(Self { pieces, open, usage, failed: false, grammar })
+        Ok(Self { pieces, open, usage, completion_tokens: vec![0; open], failed: false, grammar })
     }
 
     /// The next piece; `None` after the last.
@@ -107,12 +112,13 @@ impl Answers {
                     "the answer cannot go on within its grammar, or would exceed the grammar's limits; simplify it",
                 ));
             }
-            Some(Piece::Finished { finished, .. }) if finished.reason != FinishReason::Failed => {
+            Some(Piece::Finished { choice, finished, .. }) if finished.reason != FinishReason::Failed => {
                 self.open -= 1;
-                self.usage.completion_tokens += finished.generated_tokens + usize::from(finished.stop_token.is_some());
+                self.completion_tokens[*choice] = finished.generated_tokens + usize::from(finished.stop_token.is_some());
                 self.usage.cached_tokens = self.usage.cached_tokens.max(finished.reused_tokens);
             }
-            Some(Piece::Text { .. } | Piece::Prompt { .. }) => {}
+            Some(Piece::Text { choice, tokens, .. }) => self.completion_tokens[*choice] += tokens.len(),
+            Some(Piece::Prompt { .. }) => {}
             _ => {
                 self.failed = true;
                 return Err(ApiError::internal("the engine failed while computing this answer; send the request again"));
@@ -123,7 +129,7 @@ impl Answers {
 
     /// What has been used so far.
     pub fn usage(&self) -> Usage {
-        self.usage
+        Usage { completion_tokens: self.completion_tokens.iter().sum(), ..self.usage }
     }
 }
 

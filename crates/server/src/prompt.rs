@@ -12,6 +12,7 @@ use crate::{
     explain_tools,
     fields::{Fields, wrong},
     output::ToolFormat,
+    sampling::hash,
     structured::Wanted,
     tools::ToolChoice,
 };
@@ -82,7 +83,8 @@ impl ChatPrompt {
         let template = model.template.as_ref().ok_or(ferrum_models::text::TextError::NoChatTemplate)?;
         let explained = (model.tool_format == Some(ToolFormat::Json))
             .then(|| explain_tools::in_messages(&self.messages, self.tools.as_deref().unwrap_or_default()));
-        let messages = explained.as_deref().unwrap_or(&self.messages);
+        let renamed = (model.tool_format == Some(ToolFormat::Mistral)).then(|| with_short_ids(&self.messages));
+        let messages = explained.as_deref().or(renamed.as_deref()).unwrap_or(&self.messages);
         let options = ChatOptions {
             tools: self.tools.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
@@ -167,6 +169,31 @@ fn read_message(message: Value, path: &str) -> Result<Value> {
         }
     }
     Ok(out.into())
+}
+
+/// The messages with ids of tool calls as Mistral's templates take them and no others: nine letters and digits. Equal ids stay
+/// equal.
+fn with_short_ids(messages: &[Value]) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
+        let calls = message["tool_calls"].as_array_mut().into_iter().flatten().map(|call| &mut call["id"]);
+        calls.for_each(shorten);
+        if let Some(id) = message.get_mut("tool_call_id") {
+            shorten(id);
+        }
+    }
+    messages
+}
+
+fn shorten(id: &mut Value) {
+    let Some(text) = id.as_str().filter(|id| id.len() != 9 || !id.bytes().all(|b| b.is_ascii_alphanumeric())) else { return };
+    let mut rest = hash(text);
+    let mut digit = || {
+        let digit = char::from_digit((rest % 36) as u32, 36);
+        rest /= 36;
+        digit
+    };
+    *id = (0..9).filter_map(|_| digit()).collect::<String>().into();
 }
 
 /// Text, or a list of text parts.

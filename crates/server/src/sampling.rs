@@ -118,17 +118,21 @@ impl Generation {
     }
 }
 
-fn hash(name: &str) -> u64 {
+/// The same number for the same name while the process lives.
+pub fn hash(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()
 }
 
-/// Whether to stream, and whether the stream ends with the usage: `stream` and `stream_options`.
+/// Whether to stream, and where the stream says the usage: `stream` and `stream_options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streaming {
     pub stream: bool,
+    /// In an event of its own behind the others
     pub include_usage: bool,
+    /// Up to there, in every event
+    pub continuous_usage: bool,
 }
 
 impl Streaming {
@@ -136,14 +140,13 @@ impl Streaming {
     /// Naming the field that is wrong.
     pub fn read(fields: &mut Fields) -> Result<Self> {
         let stream = fields.bool("stream")?.unwrap_or(false);
-        let Some(options) = fields.take("stream_options") else { return Ok(Self { stream, include_usage: false }) };
+        let Some(options) = fields.take("stream_options") else { return Ok(Self { stream, ..Self::default() }) };
         if !stream {
             return Err(ApiError::invalid("stream_options", "`stream_options` is only allowed with `stream: true`"));
         }
         let options = Fields::of(options, "stream_options")?;
-        for field in ["continuous_usage_stats", "include_obfuscation"] {
-            options.only(field, &Value::Bool(false))?;
-        }
-        Ok(Self { stream, include_usage: options.bool("include_usage")?.unwrap_or(false) })
+        options.only("include_obfuscation", &Value::Bool(false))?;
+        let wants = |field: &str| options.bool(field).map(|wanted| wanted.unwrap_or(false));
+        Ok(Self { stream, include_usage: wants("include_usage")?, continuous_usage: wants("continuous_usage_stats")? })
     }
 }

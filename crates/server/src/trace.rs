@@ -23,6 +23,8 @@ use crate::{
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The same in Anthropic's API
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_ID_BYTES: usize = 128;
 
@@ -57,12 +59,15 @@ pub async fn request(State(app): State<Arc<App>>, request: Request, next: Next) 
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }
-    if line.path.starts_with("/v1/messages")
-        && let Some(error) = response.extensions_mut().remove::<ApiError>()
-    {
-        let connection = response.headers_mut().remove(header::CONNECTION);
-        response = error.response(error.anthropic());
-        response.headers_mut().extend(connection.map(|value| (header::CONNECTION, value)));
+    if line.path.starts_with("/v1/messages") {
+        if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+            let connection = response.headers_mut().remove(header::CONNECTION);
+            let mut body = error.anthropic();
+            body["request_id"] = line.request_id.as_str().into();
+            response = error.response(body);
+            response.headers_mut().extend(connection.map(|value| (header::CONNECTION, value)));
+        }
+        response.headers_mut().insert(ANTHROPIC_REQUEST_ID, id.clone());
     }
     if let Some(client) = &client {
         client.tell(response.headers_mut());

@@ -22,6 +22,7 @@ pub struct Turn {
     answers: Answers,
     /// One per choice
     parsers: Vec<OutputParser>,
+    reasoning_tokens: usize,
 }
 
 /// What one piece brought to one choice.
@@ -145,7 +146,7 @@ impl Turn {
         };
         let parsers = (0..generation.n).map(|_| parser()).collect();
         let answers = Answers::start(app, model, vec![rendered.tokens], &generation).await?;
-        Ok(Self { answers, parsers })
+        Ok(Self { answers, parsers, reasoning_tokens: 0 })
     }
 
     pub fn choices(&self) -> usize {
@@ -153,7 +154,7 @@ impl Turn {
     }
 
     pub fn usage(&self) -> Usage {
-        self.answers.usage()
+        Usage { reasoning_tokens: self.reasoning_tokens, ..self.answers.usage() }
     }
 
     /// The next piece of the answers, taken apart; `None` after the last.
@@ -165,7 +166,13 @@ impl Turn {
             // Nothing is read of a conversation's prompt.
             None | Some(Piece::Prompt { .. }) => None,
             Some(Piece::Text { choice, text, tokens }) => {
-                Some(Part { choice, deltas: self.parsers[choice].push(&text), tokens, end: None })
+                let parser = &mut self.parsers[choice];
+                let reasoned = parser.is_reasoning();
+                let deltas = parser.push(&text);
+                if reasoned || parser.is_reasoning() {
+                    self.reasoning_tokens += tokens.len();
+                }
+                Some(Part { choice, deltas, tokens, end: None })
             }
             Some(Piece::Finished { choice, finished, stop_string }) => {
                 let parser = &mut self.parsers[choice];

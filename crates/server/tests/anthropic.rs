@@ -100,6 +100,21 @@ async fn a_stream_builds_the_whole_message() {
     }
 }
 
+/// Anthropic's SDKs read the id of a request from their own header, and from errors.
+#[tokio::test]
+async fn requests_have_their_id_where_anthropic_has_it() {
+    let (_app, router) = loaded();
+    for (model, status) in [("tiny", StatusCode::OK), ("other", StatusCode::NOT_FOUND)] {
+        let body = with(question("the quick".into()), json!({"model": model}));
+        let response = router.clone().oneshot(Request::post("/v1/messages").body(Body::from(body.to_string())).unwrap()).await.unwrap();
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        let (id, theirs) = (header("x-request-id"), header("request-id"));
+        assert_eq!((response.status(), &id), (status, &theirs));
+        let body: Value = serde_json::from_slice(&axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap()).unwrap();
+        assert_eq!(body["type"] == "error", body["request_id"] == theirs, "{body}");
+    }
+}
+
 #[tokio::test]
 async fn stop_sequences_are_named_and_conversations_with_tools_are_counted() {
     let router = calling();
@@ -126,6 +141,32 @@ async fn stop_sequences_are_named_and_conversations_with_tools_are_counted() {
         counted["input_tokens"].as_u64(),
         Some(usage["input_tokens"].as_u64().unwrap() + usage["cache_read_input_tokens"].as_u64().unwrap())
     );
+}
+
+#[tokio::test]
+async fn answers_follow_the_schema_of_output_config() {
+    let (_app, router) = loaded();
+    let schema = json!({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false});
+    let config = |schema: &Value| json!({"output_config": {"effort": "low", "format": {"type": "json_schema", "schema": schema}}});
+    let body = with(with(question("the quick".into()), config(&schema)), json!({"max_tokens": 100}));
+    let (status, answer) = post(&router, "/v1/messages", body).await;
+    assert_eq!((status, &answer["stop_reason"]), (StatusCode::OK, &json!("end_turn")), "{answer}");
+    let object: Value = serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert!([1, 2].contains(&object["n"].as_i64().unwrap()), "{answer}");
+    // What coding clients send beside reasoning.
+    let keeping = json!({"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}});
+    assert_eq!(post(&router, "/v1/messages", with(question("the quick".into()), keeping)).await.0, StatusCode::OK);
+    for (more, part) in [
+        (config(&json!({"type": "nothing"})), "output_config.format.schema"),
+        (json!({"output_config": {"format": {"type": "regex"}}}), "output_config.format.type"),
+        (json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}), "context_management.edits[0].type"),
+        (json!({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}), "context_management.edits[0].keep"),
+        (json!({"stop_sequences": vec!["a"; 65]}), "stop_sequences"),
+    ] {
+        let (status, error) = post(&router, "/v1/messages", with(question("a".into()), more.clone())).await;
+        assert_eq!((status, &error["error"]["type"]), (StatusCode::BAD_REQUEST, &json!("invalid_request_error")), "{more} {error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains(part), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -40,6 +40,30 @@ async fn a_stream_says_what_the_whole_says() {
 }
 
 #[tokio::test]
+async fn a_stream_says_the_usage_where_it_is_asked_to() {
+    let (_app, router) = loaded();
+    let completion = json!({"prompt": "the cat", "max_tokens": 9, "ignore_eos": true});
+    for (path, body, tokens) in [("/v1/chat/completions", question("Tell me"), 24), ("/v1/completions", completion, 9)] {
+        let parts = |options: Value| stream(&router, path, with(body.clone(), json!({"stream": true, "n": 2, "stream_options": options})));
+        let says = |parts: &[Value]| parts.iter().filter(|p| p.get("usage").is_some()).count();
+        assert_eq!(says(&parts(Value::Null).await), 0, "{path}");
+
+        let at_the_end = parts(json!({"include_usage": true})).await;
+        let (last, others) = at_the_end.split_last().unwrap();
+        assert!(others.iter().all(|p| p.get("usage") == Some(&Value::Null)), "{path}: {others:?}");
+        assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(2 * tokens)), "{path}");
+
+        // As vLLM's GuideLLM asks.
+        let always = parts(json!({"include_usage": true, "continuous_usage_stats": true})).await;
+        let counts: Vec<u64> = always.iter().map(|p| p["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+        assert!(counts.is_sorted() && counts[0] <= 1 && counts.last() == Some(&(2 * tokens)), "{path}: {counts:?}");
+        assert!(always.iter().all(|p| p["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"]), "{path}");
+        let only_there = parts(json!({"continuous_usage_stats": true})).await;
+        assert_eq!((says(&only_there), only_there.len()), (only_there.len(), always.len() - 1), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_is_the_same_among_others() {
     let (_app, router) = loaded();
     let (_, alone) = post(&router, "/v1/chat/completions", question("What is it?")).await;
@@ -249,6 +273,9 @@ async fn metrics_are_those_of_vllm() {
     }
     for (sample, want) in [
         ("vllm:request_success_total{finished_reason=\"length\"}", 2.0),
+        ("vllm:prompt_tokens_total", 140.0),
+        ("vllm:request_prompt_tokens_sum", 140.0),
+        ("vllm:prefix_cache_queries_total", 140.0),
         ("vllm:generation_tokens_total", 10.0),
         ("vllm:request_generation_tokens_sum", 10.0),
         ("vllm:request_generation_tokens_count", 2.0),

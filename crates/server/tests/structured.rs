@@ -178,6 +178,34 @@ fn calls(answer: &Value) -> Vec<String> {
     calls.iter().map(name).collect()
 }
 
+/// Mistral's templates refuse ids of calls that are not nine characters long, which those of no API are.
+#[tokio::test]
+async fn ids_of_calls_fit_mistrals_templates() {
+    let nemo: Value =
+        serde_json::from_str(include_str!("../../models/tests/fixtures/text/chat/mistralai-Mistral-Nemo-Instruct-2407.json")).unwrap();
+    let template = nemo["template"].as_str().unwrap().replace("bos_token", "''").replace("eos_token", "''");
+    let (app, router) = server(Keys::default());
+    load_as(&app, Some(ToolFormat::Mistral), Some(&template));
+    let text = async |id: &str, answered: &str| {
+        let call = json!({"id": id, "type": "function", "function": {"name": "now", "arguments": "{}"}});
+        let messages = json!([{"role": "user", "content": "go"}, {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": answered, "content": "noon"}]);
+        let (status, tokens) = post(&router, "/tokenize", json!({"messages": messages, "tools": tools()})).await;
+        assert_eq!(status, StatusCode::OK, "{tokens}");
+        let (_, text) = post(&router, "/detokenize", json!({"tokens": tokens["tokens"]})).await;
+        text["prompt"].as_str().unwrap().to_owned()
+    };
+    let ids = |text: &str| {
+        let after = |mark: &str| text.split_once(mark).unwrap().1.split_once('"').unwrap().0.to_owned();
+        (after(", \"id\": \""), after("\"call_id\": \""))
+    };
+    let (called, answered) = ids(&text("call-18eb67eb3fc16c58-0-0", "call-18eb67eb3fc16c58-0-0").await);
+    assert!(called == answered && called.len() == 9 && called.bytes().all(|b| b.is_ascii_alphanumeric()), "{called} {answered}");
+    let (called, answered) = ids(&text("call-18eb67eb3fc16c58-0-0", "call-18eb67eb3fc16c58-0-1").await);
+    assert_ne!(called, answered);
+    assert_eq!(ids(&text("bbc5b7ede", "bbc5b7ede").await), ("bbc5b7ede".into(), "bbc5b7ede".into()), "theirs stay");
+}
+
 #[tokio::test]
 async fn calls_are_forced_in_every_form() {
     for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3, ToolFormat::FunctionGemma] {
@@ -296,9 +324,9 @@ async fn strict_tools_have_valid_arguments_when_they_are_called() {
 }
 
 /// A copy of the tiny model whose tokenizer has the marks of reasoning as tokens, as those of models that think have.
-fn thinking_model() -> std::path::PathBuf {
+fn thinking_model(name: &str) -> std::path::PathBuf {
     let original = Load::default().folder;
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("thinking");
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer_config.json"] {
         std::fs::copy(original.join(name), folder.join(name)).unwrap();
@@ -313,11 +341,30 @@ fn thinking_model() -> std::path::PathBuf {
     folder
 }
 
+#[tokio::test]
+async fn tokens_of_reasoning_are_counted() {
+    for (template, reasons) in [(TEMPLATE.to_owned(), false), (format!("{TEMPLATE}<think>\n"), true)] {
+        let (app, router) = server(Keys::default());
+        load_with(&app, Load { folder: thinking_model("counting"), template: Some(&template), ..Load::default() });
+        let mut body = json!({"max_tokens": 9, "ignore_eos": true, "logit_bias": {}, "n": 2, "seed": 3, "temperature": 1});
+        for mark in ["<think>", "</think>"] {
+            let (_, ids) = post(&router, "/tokenize", json!({"prompt": mark, "add_special_tokens": false})).await;
+            body["logit_bias"][ids["tokens"][0].to_string()] = json!(-100);
+        }
+        let (_, answer) = post(&router, CHAT, with(question("a"), body.clone())).await;
+        let (usage, expected) = (&answer["usage"], if reasons { 18 } else { 0 });
+        assert_eq!((&usage["completion_tokens"], &usage["completion_tokens_details"]["reasoning_tokens"]), (&json!(18), &json!(expected)));
+        let body = json!({"input": "a", "max_output_tokens": 9, "ignore_eos": true, "logit_bias": body["logit_bias"]});
+        let (_, answer) = post(&router, "/v1/responses", body).await;
+        assert_eq!(answer["usage"]["output_tokens_details"]["reasoning_tokens"], expected / 2, "{answer}");
+    }
+}
+
 /// Whoever thinks before it calls a strict tool does not get around its schema; nor does a forced call, where the prompt has opened
 /// the reasoning.
 #[tokio::test]
 async fn strict_calls_behind_reasoning_are_valid() {
-    let folder = thinking_model();
+    let folder = thinking_model("thinking");
     let thinks = |template: &str| {
         let (app, router) = server(Keys::default());
         load_with(

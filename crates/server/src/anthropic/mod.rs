@@ -24,6 +24,10 @@ use crate::{
     turn::{Asked, Turn},
 };
 
+/// What errors call fields, and what they are here.
+const NAMES: &[(&str, &str)] =
+    &[("response_format.json_schema", "output_config.format"), ("response_format", "output_config.format"), ("stop", "stop_sequences")];
+
 pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Client>, body: Bytes) -> Result<Response> {
     let mut fields = Fields::parse(&body, &takes::MESSAGE)?;
     let model = app.model_named(fields.string("model")?)?;
@@ -32,7 +36,7 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
         return Err(ApiError::invalid("max_tokens", "`max_tokens` is missing: it must be the most tokens to generate"));
     }
     let mut chat = request::chat(&mut fields)?;
-    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await?;
+    let turn = Turn::start(&app, model, &mut chat, Asked { client, logprobs: None }).await.map_err(|error| error.renamed(NAMES))?;
     let message = events::Message::new(app.id("msg_"), model.name.clone());
     if stream {
         return Ok(Sse::new(events::stream(message, turn)).keep_alive(KeepAlive::default()).into_response());

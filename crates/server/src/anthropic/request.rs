@@ -24,7 +24,36 @@ pub fn chat(fields: &mut Fields) -> Result<Fields> {
     Ok(Fields::from(out))
 }
 
-/// Only the fields that make the prompt.
+/// Reasoning effort and the form of the answer.
+fn read_output_config(config: Value, out: &mut Map<String, Value>) -> Result<()> {
+    let mut config = Fields::of(config, "output_config")?;
+    out.extend(config.string("effort")?.map(|effort| ("reasoning_effort".to_owned(), effort.into())));
+    if let Some(format) = config.take("format") {
+        let mut format = Fields::of(format, "output_config.format")?;
+        match format.string("type")? {
+            Some("json_schema") => {}
+            other => return Err(wrong("output_config.format.type", &other.into(), "json_schema")),
+        }
+        out.insert("response_format".into(), json!({"type": "json_schema", "json_schema": {"schema": format.take("schema")}}));
+    }
+    Ok(())
+}
+
+/// Clients say that they keep what is kept here in any case; whatever else is to go is refused.
+fn read_context_management(management: Value) -> Result<()> {
+    let mut management = Fields::of(management, "context_management")?;
+    management.take_list("edits", "edits", |edit, path| {
+        let edit = Fields::of(edit, path)?;
+        edit.only("type", &json!("clear_thinking_20251015"))?;
+        match edit.get("keep") {
+            Some(keep) if keep == "all" => Ok(()),
+            other => Err(wrong(&edit.name("keep"), other.unwrap_or(&Value::Null), "all: nothing is taken out of a conversation here")),
+        }
+    })?;
+    Ok(())
+}
+
+/// Only the fields that make the prompt, and the form of the answer, which stands beside one of them.
 ///
 /// # Errors
 /// Naming the field that is wrong.
@@ -43,6 +72,12 @@ pub fn prompt(fields: &mut Fields) -> Result<Map<String, Value>> {
     }
     if let Some(choice) = fields.take("tool_choice") {
         read_tool_choice(Fields::of(choice, "tool_choice")?, &mut out)?;
+    }
+    if let Some(config) = fields.take("output_config") {
+        read_output_config(config, &mut out)?;
+    }
+    if let Some(management) = fields.take("context_management") {
+        read_context_management(management)?;
     }
     if let Some(thinking) = fields.take("thinking") {
         let thinking = Fields::of(thinking, "thinking")?;

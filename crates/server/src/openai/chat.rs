@@ -40,9 +40,9 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
     let logprobs = read_logprobs(&fields)?;
     let streaming = Streaming::read(&mut fields)?;
     let turn = Turn::start(&app, model, &mut fields, Asked { client, logprobs }).await?;
-    let head = Head::new(&app, model, ("chat.completion", "chatcmpl-"), logprobs.is_some());
+    let head = Head { streaming, ..Head::new(&app, model, ("chat.completion", "chatcmpl-"), logprobs.is_some()) };
     if streaming.stream {
-        return Ok(Sse::new(chunks(head, turn, streaming.include_usage)).keep_alive(KeepAlive::default()).into_response());
+        return Ok(Sse::new(chunks(head, turn)).keep_alive(KeepAlive::default()).into_response());
     }
     whole(head, turn).await
 }
@@ -158,17 +158,21 @@ async fn whole(head: Head, mut turn: Turn) -> Result<Response> {
     Ok(Json(head.whole(choices, turn.usage())).into_response())
 }
 
-fn chunks(head: Head, turn: Turn, include_usage: bool) -> impl Stream<Item = Result<Event, Infallible>> {
+fn chunks(mut head: Head, turn: Turn) -> impl Stream<Item = Result<Event, Infallible>> {
+    head.used = turn.usage();
     let opening = (0..turn.choices()).map(|choice| {
         let delta = json!({"role": "assistant", "content": ""});
         data(&head.chunk(choice, delta, Value::Null, Value::Null))
     });
     let opening = stream::iter(opening.collect::<Vec<_>>());
     let rest = stream::unfold(Some((head, turn)), move |state| async move {
-        let (head, mut turn) = state?;
+        let (mut head, mut turn) = state?;
         match turn.next().await {
-            Ok(Some(part)) => Some((head.chunks(part), Some((head, turn)))),
-            Ok(None) => Some((head.closing(CHUNK, include_usage.then(|| turn.usage())), None)),
+            Ok(Some(part)) => {
+                head.used = turn.usage();
+                Some((head.chunks(part), Some((head, turn))))
+            }
+            Ok(None) => Some((head.closing(CHUNK, turn.usage()), None)),
             Err(error) => Some((failed(&error), None)),
         }
     });

@@ -52,10 +52,10 @@ pub async fn create(State(app): State<Arc<App>>, Extension(client): Extension<Cl
     }
     let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
     let answers = Answers::start(&app, model, prompts, &generation).await.map_err(|error| error.renamed(&[("messages", "prompt")]))?;
-    let completion = Completion { head: Head::new(&app, model, (OBJECT, "cmpl-"), logprobs.is_some()), answers, choices, shape };
+    let head = Head { streaming, ..Head::new(&app, model, (OBJECT, "cmpl-"), logprobs.is_some()) };
+    let completion = Completion { head, answers, choices, shape };
     if streaming.stream {
-        let events = completion.chunks(streaming.include_usage);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+        return Ok(Sse::new(completion.chunks()).keep_alive(KeepAlive::default()).into_response());
     }
     completion.whole().await
 }
@@ -217,15 +217,16 @@ impl Completion {
         Ok(Json(self.head.whole(choices, usage)).into_response())
     }
 
-    fn chunks(self, include_usage: bool) -> impl Stream<Item = Result<Event, Infallible>> {
+    fn chunks(self) -> impl Stream<Item = Result<Event, Infallible>> {
         let events = stream::unfold(Some(self), move |completion| async move {
             let mut completion = completion?;
             match completion.next().await {
                 Ok(Some(part)) => {
                     let choice = completion.json(&part, part.choice);
+                    completion.head.used = completion.usage();
                     Some((vec![data(&completion.head.object(OBJECT, vec![choice]))], Some(completion)))
                 }
-                Ok(None) => Some((completion.head.closing(OBJECT, include_usage.then(|| completion.usage())), None)),
+                Ok(None) => Some((completion.head.closing(OBJECT, completion.usage()), None)),
                 Err(error) => Some((failed(&error), None)),
             }
         });

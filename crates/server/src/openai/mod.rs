@@ -18,6 +18,7 @@ use crate::{
     app::{App, Served},
     error::ApiError,
     generate::Usage,
+    sampling::Streaming,
 };
 
 /// What every part of a response repeats.
@@ -30,16 +31,26 @@ struct Head {
     tokenizer: Arc<Tokenizer>,
     /// Whether log-probabilities were asked for
     logprobs: bool,
+    streaming: Streaming,
+    /// So far, for streams that say it
+    used: Usage,
 }
 
 impl Head {
     fn new(app: &App, model: &Served, (kind, id_prefix): (&'static str, &str), logprobs: bool) -> Self {
         let tokenizer = Arc::clone(&model.tokenizer);
-        Self { kind, id: app.id(id_prefix), created: crate::now_s(), model: model.name.clone(), tokenizer, logprobs }
+        let (streaming, used) = (Streaming::default(), Usage::default());
+        Self { kind, id: app.id(id_prefix), created: crate::now_s(), model: model.name.clone(), tokenizer, logprobs, streaming, used }
     }
 
     fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
+        let mut body = json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices});
+        if self.streaming.continuous_usage {
+            body["usage"] = usage(self.used);
+        } else if self.streaming.include_usage {
+            body["usage"] = Value::Null;
+        }
+        body
     }
 
     /// A whole response.
@@ -50,8 +61,8 @@ impl Head {
     }
 
     /// The events that end a stream of objects of `kind`.
-    fn closing(&self, kind: &str, used: Option<Usage>) -> Vec<Event> {
-        let with_usage = used.map(|used| {
+    fn closing(&self, kind: &str, used: Usage) -> Vec<Event> {
+        let with_usage = self.streaming.include_usage.then(|| {
             let mut body = self.object(kind, vec![]);
             body["usage"] = usage(used);
             data(&body)
@@ -72,6 +83,7 @@ fn usage(usage: Usage) -> Value {
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     })
 }
 

@@ -101,6 +101,11 @@ impl OutputParser {
         self.calls
     }
 
+    /// Whether the text that comes next is reasoning, as far as is known.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning(_))
+    }
+
     /// Takes more text.
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
         self.held.push_str(text);
