@@ -21,13 +21,19 @@ pub(super) struct Outliers {
 }
 
 impl Outliers {
+    /// Column and value of the `n`-th; columns ascend.
+    #[inline(always)]
+    pub fn get(&self, n: usize) -> Option<(usize, f32)> {
+        if n < self.count { Some((self.columns[n] as usize, self.values[n])) } else { None }
+    }
+
     /// Column and value of each.
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = (usize, f32)> {
         self.columns.iter().zip(&self.values).take(self.count).map(|(&column, &value)| (column as usize, value))
     }
 
-    /// The first block from `from` on that has one, or a number beyond all blocks. Columns ascend.
+    /// The first block from `from` on that has one, or a number beyond all blocks.
     #[inline(always)]
     pub fn next_block(&self, from: usize) -> usize {
         let mut blocks = self.columns.iter().take(self.count).map(|&column| column as usize / BLOCK);

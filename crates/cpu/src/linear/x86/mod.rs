@@ -64,7 +64,7 @@ pub(super) fn run<'a>(
         let lanes = lanes(simd);
         let bytes = weight.parts.iter().map(|p| p.row_bytes * lanes).max().unwrap_or(1).max(1);
         let units = weight.parts.iter().map(|p| p.rows.div_ceil(lanes)).sum::<usize>();
-        let chunk = units.div_ceil(8 * pool.workers()).max(16 * 1024 / bytes);
+        let chunk = units.div_ceil(4 * pool.workers()).max(16 * 1024 / bytes);
         pool.chunks(units, chunk, &|worker, range| {
             let mut first = 0;
             for part in &weight.parts {
