@@ -1,9 +1,11 @@
-//! Activations rounded to 8 bits: `x ≈ d · q`, one `d` per 32 elements, `|q| ≤ 127`.
+//! Activations rounded to 8 bits: `x ≈ d · q`, one `d` per 32 elements, `|q| ≤ 127`; or as [`super::fours`] has them.
 //!
 //! A scale per 32 elements and not per 256 keeps the rounding error at an NMSE of 2.4e-5 on normal data even where a few
 //! channels are far larger than the rest, as they are in most models.
 
 use std::{arch::x86_64::*, ops::Range};
+
+use super::fours::Fours;
 
 /// Elements with one scale.
 pub(super) const BLOCK: usize = 32;
@@ -78,8 +80,37 @@ pub(super) fn one_hot(n: usize) -> *const i8 {
 /// Tokens that meet a tile at a time.
 pub(super) const GROUP: usize = 4;
 
+/// Which [`Columns`] a product takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rounding {
+    /// [`Block`]
+    Blocks,
+    /// [`Fours`]
+    Fours,
+}
+
 /// 32 columns of `T` tokens side by side, so that a tile reads the activations of a group from one place to the next. Tokens
-/// that meet panels as dot products lie on their own, with `T` = 1.
+/// that meet panels as dot products lie on their own, with `T` = 1. A block of `T` tokens is as large as `T` blocks of one.
+pub(super) trait Columns<const T: usize>: Copy {
+    const ROUNDING: Rounding;
+    const ZERO: Self;
+
+    /// The first of all rows.
+    ///
+    /// # Safety
+    /// Room was made for rows of this rounding.
+    unsafe fn start(rows: &ActivationRows) -> *mut Self;
+
+    fn codes(&mut self) -> &mut [[[i8; 4]; T]; 8];
+
+    /// Returns the codes of token `t` and writes the rest.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and FMA.
+    unsafe fn round(&mut self, t: usize, v: [__m256; 4]) -> __m256i;
+}
+
+/// With one scale.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Block<const T: usize> {
@@ -96,9 +127,50 @@ pub(super) struct Block<const T: usize> {
     pub centres: [[[i16; 2]; T]; 2],
 }
 
-impl<const T: usize> Block<T> {
+impl<const T: usize> Columns<T> for Block<T> {
+    const ROUNDING: Rounding = Rounding::Blocks;
     const ZERO: Self =
         Self { codes: [[[0; 4]; T]; 8], scales: [0.0; T], sums: [0.0; T], half_sums: [[0.0; T]; 2], centres: [[[0; 2]; T]; 2] };
+
+    unsafe fn start(rows: &ActivationRows) -> *mut Self {
+        rows.as_blocks.cast()
+    }
+
+    fn codes(&mut self) -> &mut [[[i8; 4]; T]; 8] {
+        &mut self.codes
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn round(&mut self, t: usize, v: [__m256; 4]) -> __m256i {
+        let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
+        let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
+        let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+        let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        let d = max / 127.0;
+        // A block of zeros, or of numbers too small to have an inverse, is all zeros.
+        let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
+        let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
+        // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let pairs = _mm256_slli_epi16::<5>(pairs);
+        let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
+        let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
+        self.scales[t] = d;
+        self.sums[t] = d * (halves[0] + halves[1]) as f32;
+        for h in 0..2 {
+            self.half_sums[h][t] = d * halves[h] as f32;
+            self.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
+        }
+        bytes
+    }
 }
 
 /// Quantised rows, made anew for every `linear`.
@@ -106,42 +178,55 @@ impl<const T: usize> Block<T> {
 pub(super) struct Activations {
     /// `[groups, blocks]`, or as many bytes of `[tokens, blocks]`
     blocks: Vec<Block<GROUP>>,
+    /// As `blocks`
+    fours: Vec<Fours<GROUP>>,
     /// `[tokens]`
     outliers: Vec<Outliers>,
 }
 
 impl Activations {
-    /// What [`Activations::reserve`] takes.
-    pub fn bytes(tokens: usize, cols: usize) -> usize {
-        tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK) * size_of::<Block<GROUP>>() + tokens * size_of::<Outliers>()
+    /// What [`Activations::reserve`] takes for each of `roundings`.
+    pub fn bytes(roundings: &[Rounding], tokens: usize, cols: usize) -> usize {
+        let block = |rounding: &Rounding| match rounding {
+            Rounding::Blocks => size_of::<Block<GROUP>>(),
+            Rounding::Fours => size_of::<Fours<GROUP>>(),
+        };
+        tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK) * roundings.iter().map(block).sum::<usize>() + tokens * size_of::<Outliers>()
     }
 
     /// Makes room for `tokens` rows of `cols`, so that later calls with no more allocate nothing.
-    pub fn reserve(&mut self, tokens: usize, cols: usize) {
+    pub fn reserve(&mut self, rounding: Rounding, tokens: usize, cols: usize) {
         let blocks = tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK);
-        if self.blocks.len() < blocks {
-            self.blocks.resize(blocks, Block::ZERO);
+        match rounding {
+            Rounding::Blocks if self.blocks.len() < blocks => self.blocks.resize(blocks, Block::ZERO),
+            Rounding::Fours if self.fours.len() < blocks => self.fours.resize(blocks, Fours::ZERO),
+            _ => {}
         }
         if self.outliers.len() < tokens {
             self.outliers.resize(tokens, Outliers::default());
         }
     }
 
-    /// The memory of rows of `cols` elements, for kernels.
+    /// The memory of rows of `cols` elements, for kernels that take some roundings.
     ///
     /// # Panics
     /// When `reserve` made less room than `tokens` rows.
-    pub fn rows(&mut self, tokens: usize, cols: usize) -> ActivationRows {
+    pub fn rows(&mut self, takes: &dyn Fn(Rounding) -> bool, tokens: usize, cols: usize) -> ActivationRows {
         let blocks = cols / BLOCK;
-        assert!(tokens.div_ceil(GROUP) * blocks <= self.blocks.len() && tokens <= self.outliers.len(), "reserve comes first");
-        ActivationRows { start: self.blocks.as_mut_ptr().cast(), outliers: self.outliers.as_mut_ptr(), blocks }
+        for (rounding, room) in [(Rounding::Blocks, self.blocks.len()), (Rounding::Fours, self.fours.len())] {
+            let enough = tokens.div_ceil(GROUP) * blocks <= room && tokens <= self.outliers.len();
+            assert!(enough || !takes(rounding), "reserve comes first");
+        }
+        let (as_blocks, as_fours) = (self.blocks.as_mut_ptr().cast(), self.fours.as_mut_ptr().cast());
+        ActivationRows { as_blocks, as_fours, outliers: self.outliers.as_mut_ptr(), blocks }
     }
 }
 
 /// Pointers to the first of rows that all lie in groups or all on their own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationRows {
-    start: *mut Block<1>,
+    as_blocks: *mut Block<1>,
+    pub as_fours: *mut Fours<1>,
     pub outliers: *mut Outliers,
     /// Of a row
     pub blocks: usize,
@@ -156,20 +241,24 @@ impl ActivationRows {
     /// The first block of the group that `token` begins; with `T` = 1, of the token.
     ///
     /// # Safety
-    /// `token` is below the count given to [`Activations::rows`], and a multiple of `T`.
+    /// `token` is below the count given to [`Activations::rows`] with the rounding of `C`, and a multiple of `T`.
     #[inline(always)]
-    pub unsafe fn group<const T: usize>(&self, token: usize) -> *mut Block<T> {
+    pub unsafe fn group<C: Columns<T>, const T: usize>(&self, token: usize) -> *mut C {
         // SAFETY: a block of `T` tokens is as large as `T` blocks of one, and `reserve` made room for whole groups.
-        unsafe { self.start.add(token * self.blocks).cast() }
+        unsafe { C::start(self).add(token / T * self.blocks) }
     }
 }
 
 /// Quantises `tokens`, of which the first begins a group, into groups of `T`; `row` gives the elements of one.
 ///
 /// # Safety
-/// The processor has AVX2; each row has `rows.blocks` whole blocks; nobody else uses these groups of `rows`.
+/// The processor has AVX2 and FMA; each row has `rows.blocks` whole blocks; nobody else uses these groups of `rows`.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn quantize_avx2<const T: usize>(rows: &ActivationRows, tokens: Range<usize>, row: impl Fn(usize) -> *const f32) {
+pub(super) unsafe fn quantize_avx2<C: Columns<T>, const T: usize>(
+    rows: &ActivationRows,
+    tokens: Range<usize>,
+    row: impl Fn(usize) -> *const f32,
+) {
     for first in tokens.clone().step_by(T) {
         let count = T.min(tokens.end - first);
         let (mut x, mut outliers) = ([std::ptr::null(); T], [Outliers::default(); T]);
@@ -184,12 +273,12 @@ pub(super) unsafe fn quantize_avx2<const T: usize>(rows: &ActivationRows, tokens
         for block in 0..rows.blocks {
             // SAFETY: promised by the caller.
             unsafe {
-                let to = &mut *rows.group::<T>(first).add(block);
+                let to = &mut *rows.group::<C, T>(first).add(block);
                 let mut codes = [_mm256_setzero_si256(); T];
                 for t in 0..count {
-                    codes[t] = quantize_block(x[t].add(block * BLOCK), block, &outliers[t], to, t);
+                    codes[t] = to.round(t, without_outliers(x[t].add(block * BLOCK), block, &outliers[t]));
                 }
-                store_by_step(&codes, &mut to.codes);
+                store_by_step(&codes, to.codes());
             }
         }
     }
@@ -223,14 +312,14 @@ unsafe fn find_outliers(x: *const f32, blocks: usize) -> Outliers {
     outliers
 }
 
-/// Returns the codes of a block of a token, without its outliers, and writes the rest to place `t` of `to`.
+/// A block of a token without its outliers, which are zeros.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA; `x` has a whole block; `t` is below `T`.
+/// The processor has AVX2 and FMA; `x` has a whole block.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn quantize_block<const T: usize>(x: *const f32, block: usize, outliers: &Outliers, to: &mut Block<T>, t: usize) -> __m256i {
-    // SAFETY: promised by the caller.
+unsafe fn without_outliers(x: *const f32, block: usize, outliers: &Outliers) -> [__m256; 4] {
+    // SAFETY: promised by the caller; `one_hot` has 32 bytes.
     unsafe {
         let mut v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(8 * i)));
         if outliers.next_block(block) == block {
@@ -241,33 +330,7 @@ unsafe fn quantize_block<const T: usize>(x: *const f32, block: usize, outliers: 
                 }
             }
         }
-        let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
-        let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
-        let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-        let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-        let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-        let d = max / 127.0;
-        // A block of zeros, or of numbers too small to have an inverse, is all zeros.
-        let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
-        let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));
-        // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
-        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
-        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
-        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
-        let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        let pairs = _mm256_slli_epi16::<5>(pairs);
-        let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
-        let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
-        to.scales[t] = d;
-        to.sums[t] = d * (halves[0] + halves[1]) as f32;
-        for h in 0..2 {
-            to.half_sums[h][t] = d * halves[h] as f32;
-            to.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
-        }
-        bytes
+        v
     }
 }
 
@@ -331,8 +394,11 @@ mod tests {
 
     #[test]
     fn the_plan_counts_what_is_reserved() {
-        let mut a = Activations::default();
-        a.reserve(7, 96);
-        assert_eq!(Activations::bytes(7, 96), size_of_val(&a.blocks[..]) + size_of_val(&a.outliers[..]));
+        let (mut a, both) = (Activations::default(), [Rounding::Blocks, Rounding::Fours]);
+        for (n, rounding) in both.into_iter().enumerate() {
+            a.reserve(rounding, 7, 96);
+            let bytes = size_of_val(&a.blocks[..]) + size_of_val(&a.fours[..]) + size_of_val(&a.outliers[..]);
+            assert_eq!(Activations::bytes(&both[..=n], 7, 96), bytes);
+        }
     }
 }

@@ -7,6 +7,8 @@
 #[cfg(target_arch = "x86_64")]
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod fours;
+#[cfg(target_arch = "x86_64")]
 mod pace;
 #[cfg(target_arch = "x86_64")]
 mod panels;
@@ -24,6 +26,11 @@ use ferrum_kernels::{
     quant,
 };
 
+#[cfg(target_arch = "x86_64")]
+use self::{
+    activations::{Block, GROUP, Rounding},
+    fours::Fours,
+};
 use crate::{
     features::Simd,
     pool::Pool,
@@ -71,6 +78,12 @@ enum Rows {
 }
 
 impl Part {
+    /// How its activations are rounded, if they are.
+    #[cfg(target_arch = "x86_64")]
+    fn rounding(&self, simd: Simd) -> Option<Rounding> {
+        (!self.is_as_stored()).then(|| x86::rounding(simd, self.dtype))
+    }
+
     fn is_as_stored(&self) -> bool {
         matches!(self.data, Rows::AsStored(_))
     }
@@ -181,7 +194,7 @@ impl Scratch {
         #[cfg(target_arch = "x86_64")]
         let rows = rows
             + workers * size_of::<x86::Tile>()
-            + if how.int8 { activations::Activations::bytes(MAX_TOKENS, cols) } else { 0 }
+            + if how.int8 { activations::Activations::bytes(x86::roundings(how.simd), MAX_TOKENS, cols) } else { 0 }
             + if how.simd == Simd::Portable { 0 } else { x86::packed_floats(MAX_TOKENS, cols) * size_of::<f32>() };
         rows
     }
@@ -190,8 +203,8 @@ impl Scratch {
     fn reserve(&mut self, how: How, tokens: usize, cols: usize, parts: &[Part]) {
         #[cfg(target_arch = "x86_64")]
         if how.simd != Simd::Portable {
-            if parts.iter().any(|part| !part.is_as_stored()) {
-                self.activations.reserve(tokens, cols);
+            for rounding in parts.iter().filter_map(|part| part.rounding(how.simd)) {
+                self.activations.reserve(rounding, tokens, cols);
             }
             let floats = x86::packed_floats(tokens.min(MAX_TOKENS), cols);
             if parts.iter().any(Part::is_as_stored) && self.packed.len() < floats {
@@ -281,8 +294,8 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
     if how.simd != Simd::Portable {
         arrange(pool, scratch, weight, x.shape[0]);
         let started = (scratch.pace.waiting > 0).then(Instant::now);
-        let panels = weight.parts.iter().any(|part| !part.is_as_stored());
-        let acts = if panels { quantize(pool, &mut scratch.activations, x) } else { scratch.activations.rows(0, 0) };
+        let takes = |rounding| weight.parts.iter().any(|part| part.rounding(how.simd) == Some(rounding));
+        let acts = quantize(pool, &mut scratch.activations, x, &takes);
         x86::run(how.simd, pool, &mut scratch.tiles, &acts, &mut scratch.packed, weight, &job);
         if let Some(started) = started {
             scratch.pace.earn(started.elapsed().as_secs_f64(), x.shape[0]);
@@ -314,20 +327,35 @@ fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize
     }
 }
 
+/// Rounds all tokens in the ways that are taken.
 #[cfg(target_arch = "x86_64")]
-fn quantize(pool: &Pool, activations: &mut activations::Activations, x: storage::Rows<f32>) -> activations::ActivationRows {
-    let rows = activations.rows(x.shape[0], x.shape[1]);
-    pool.chunks(x.shape[0], activations::GROUP, &|_, tokens| {
+fn quantize(
+    pool: &Pool,
+    activations: &mut activations::Activations,
+    x: storage::Rows<f32>,
+    takes: &dyn Fn(Rounding) -> bool,
+) -> activations::ActivationRows {
+    let [tokens, cols] = x.shape;
+    let rows = activations.rows(takes, tokens, cols);
+    let (blocks, fours) = (takes(Rounding::Blocks), takes(Rounding::Fours));
+    if blocks || fours {
+        let few = tokens < x86::TILED_TOKENS;
         // SAFETY: every level with integer kernels includes AVX2 and FMA; packed weights have whole blocks of columns, and
         // `x` as many; each group of tokens belongs to one chunk.
-        unsafe {
-            if x.shape[0] < x86::TILED_TOKENS {
-                activations::quantize_avx2::<1>(&rows, tokens, |token| x.at([token, 0]));
-            } else {
-                activations::quantize_avx2::<{ activations::GROUP }>(&rows, tokens, |token| x.at([token, 0]));
+        pool.chunks(tokens, GROUP, &|_, tokens| unsafe {
+            let row = |token| x.at([token, 0]).cast_const();
+            match (blocks, few) {
+                (false, _) => {}
+                (true, true) => activations::quantize_avx2::<Block<1>, 1>(&rows, tokens.clone(), row),
+                (true, false) => activations::quantize_avx2::<Block<GROUP>, GROUP>(&rows, tokens.clone(), row),
             }
-        }
-    });
+            match (fours, few) {
+                (false, _) => {}
+                (true, true) => activations::quantize_avx2::<Fours<1>, 1>(&rows, tokens, row),
+                (true, false) => activations::quantize_avx2::<Fours<GROUP>, GROUP>(&rows, tokens, row),
+            }
+        });
+    }
     rows
 }
 

@@ -21,7 +21,7 @@ use std::{
 use super::{
     super::{
         Job,
-        activations::{ActivationRows, Block, Outliers},
+        activations::{ActivationRows, Outliers},
         panels::Panels,
     },
     formats::{Format, Packed},
@@ -65,9 +65,8 @@ struct Source<'a> {
 }
 
 /// Tokens as the dot products of a panel see them.
-#[derive(Clone, Copy)]
-struct Tokens<const T: usize> {
-    x: [*const Block<1>; T],
+struct Tokens<P: Product, const T: usize> {
+    x: [*const P::X<1>; T],
     outliers: [*const Outliers; T],
 }
 
@@ -93,10 +92,10 @@ unsafe fn some<P: Product, F: Format, const S: usize, const T: usize>(
     token: usize,
 ) -> usize {
     // Loops and not closures: those would not be inlined and so miss the instruction set.
-    let mut tokens = Tokens { x: [std::ptr::null(); T], outliers: [std::ptr::null(); T] };
+    let mut tokens = Tokens::<P, T> { x: [std::ptr::null(); T], outliers: [std::ptr::null(); T] };
     let mut sums = [[P::L::zero_f(); T]; S];
     for t in 0..T {
-        tokens.x[t] = acts.group::<1>(token + t);
+        tokens.x[t] = acts.group::<P::X<1>, 1>(token + t);
         tokens.outliers[t] = acts.outliers.add(token + t);
         for s in 0..S {
             sums[s][t] = begin::<P::L>(job, panels[s].at, token + t, 0);
@@ -117,7 +116,7 @@ unsafe fn some<P: Product, F: Format, const S: usize, const T: usize>(
 #[inline(always)]
 unsafe fn dots<P: Product, F: Format, const S: usize, const T: usize>(
     sources: &[Source; S],
-    tokens: Tokens<T>,
+    tokens: Tokens<P, T>,
     blocks: usize,
     mut sums: [[Floats<P>; T]; S],
 ) -> [[Floats<P>; T]; S] {
@@ -173,7 +172,7 @@ unsafe fn dots<P: Product, F: Format, const S: usize, const T: usize>(
 unsafe fn group<P: Product, F: Format, const T: usize>(
     packed: &Packed<P::L>,
     by: Factors<P>,
-    mut x: [*const Block<1>; T],
+    mut x: [*const P::X<1>; T],
     block: usize,
     group: usize,
     sums: [Floats<P>; T],

@@ -2,7 +2,7 @@
 //! blocks, `../panels.rs` how they are rearranged).
 //!
 //! All come out as `x = scale · code + min` with `code` an unsigned byte, `scale` and `min` per 32 or 16 elements; a type
-//! centred on `c` has `min = −c · scale`. Types whose codes use all eight bits come out as signed bytes without a minimum.
+//! centred on `c` has `min = −c · scale`. Codes that are signed bytes in the file come out 128 higher.
 
 use std::{arch::x86_64::__m256i, marker::PhantomData};
 
@@ -10,8 +10,9 @@ use ferrum_kernels::{DType, quant::IQ4_VALUES};
 
 use super::{
     super::panels::Shape,
+    bytes::Bytes,
     lanes::{Eight, Lanes, WideLanes},
-    narrow::{Halves, Plain, Signed},
+    narrow::{Halves, Plain},
     product::Product,
     wide::Wide,
 };
@@ -29,12 +30,10 @@ pub(super) trait Format {
     type Wide<L: WideLanes>: Product<L = L>;
     /// 1 or 8
     const GROUPS: usize = 8;
-    /// `codes` gives signed bytes
-    const SIGNED: bool = false;
     /// `c`, for types without minimums of their own
     const CENTRE: Option<f32> = None;
     /// Blocks have minimums
-    const OWN_MINS: bool = Self::CENTRE.is_none() && !Self::SIGNED;
+    const OWN_MINS: bool = Self::CENTRE.is_none();
 
     /// Bytes `4 · step..4 · step + 4` of the group's codes.
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I;
@@ -123,36 +122,47 @@ impl Format for Q5_1 {
 }
 
 impl Format for Q8_0 {
-    type Narrow = Signed;
+    type Narrow = Bytes;
     type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::Q8_0);
     const GROUPS: usize = 1;
-    const SIGNED: bool = true;
+    const CENTRE: Option<f32> = Some(128.0);
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, _: usize, step: usize) -> L::I {
-        word::<L>(words, step)
+        L::xor(word::<L>(words, step), L::splat(-128))
     }
 }
 
+/// [`IQ4_VALUES`], 128 higher
+static IQ4_CODES: [i8; 16] = {
+    let mut codes = IQ4_VALUES;
+    let mut n = 0;
+    while n < 16 {
+        codes[n] ^= -128;
+        n += 1;
+    }
+    codes
+};
+
 impl Format for Iq4Nl {
-    type Narrow = Signed;
+    type Narrow = Bytes;
     type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::IQ4_NL);
     const GROUPS: usize = 1;
-    const SIGNED: bool = true;
+    const CENTRE: Option<f32> = Some(128.0);
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
-        L::look_up(IQ4_VALUES.as_ptr(), Q4_0::codes::<L>(words, group, step))
+        L::look_up(IQ4_CODES.as_ptr(), Q4_0::codes::<L>(words, group, step))
     }
 }
 
 impl Format for Iq4Xs {
-    type Narrow = Signed;
+    type Narrow = Bytes;
     type Wide<L: WideLanes> = Wide<L, 1>;
     const SHAPE: Shape = Shape::of(DType::IQ4_XS);
-    const SIGNED: bool = true;
+    const CENTRE: Option<f32> = Some(128.0);
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(words: *const u8, group: usize, step: usize) -> L::I {
@@ -255,7 +265,6 @@ impl Format for Q2K {
 const fn min_factor<F: Format>() -> f32 {
     match F::CENTRE {
         Some(centre) => -centre,
-        None if F::SIGNED => -128.0,
         None if F::GROUPS == 1 => 1.0,
         None => -1.0,
     }

@@ -6,6 +6,7 @@
 //! own around every body would say no more than that. Loops run over axes of register arrays, by index.
 #![allow(unsafe_op_in_unsafe_fn, clippy::needless_range_loop)]
 
+mod bytes;
 mod dot;
 mod float;
 mod float_tile;
@@ -29,7 +30,11 @@ use self::{
     product::Product,
     tile::{Place, ROWS, TileKernels},
 };
-use super::{CpuWeight, Job, MAX_TOKENS, Part, Rows, activations::ActivationRows, panels::Panels};
+use super::{
+    CpuWeight, Job, MAX_TOKENS, Part, Rows,
+    activations::{ActivationRows, Columns, Rounding},
+    panels::Panels,
+};
 use crate::{features::Simd, pool::Pool};
 
 pub(super) use self::{
@@ -44,6 +49,16 @@ pub(super) const TILED_TOKENS: usize = 5;
 /// Rows of a panel, whose kernels this level has.
 pub(super) fn lanes(simd: Simd) -> usize {
     if simd == Simd::Avx512 { Sixteen::N } else { Eight::N }
+}
+
+/// How activations are rounded that meet panels of this dtype.
+pub(super) fn rounding(simd: Simd, dtype: DType) -> Rounding {
+    Kernels::of(simd, dtype).rounding
+}
+
+/// All roundings of this level's kernels.
+pub(super) fn roundings(simd: Simd) -> &'static [Rounding] {
+    if simd == Simd::Avx2 { &[Rounding::Blocks, Rounding::Fours] } else { &[Rounding::Blocks] }
 }
 
 /// Computes all parts of a weight for all tokens. Panels are multiplied with `acts`, the quantised tokens, and are for this
@@ -160,6 +175,7 @@ impl Tiles {
 struct Kernels {
     dot: Dot,
     tile: TileKernels,
+    rounding: Rounding,
 }
 
 impl Kernels {
@@ -192,17 +208,17 @@ impl Kernels {
 
     fn avx2<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avx2::<P, F>, tokens: tokens_avx2::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avx2::<P, F>, tile }
+        Self { dot: dot_avx2::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
     }
 
     fn avxvnni<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avxvnni::<P, F>, tokens: tokens_avxvnni::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avxvnni::<P, F>, tile }
+        Self { dot: dot_avxvnni::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
     }
 
     fn avx512<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avx512::<P, F>, tokens: tokens_avx512::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avx512::<P, F>, tile }
+        Self { dot: dot_avx512::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
     }
 }
 

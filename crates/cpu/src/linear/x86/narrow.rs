@@ -6,9 +6,8 @@
 //! - [`Plain`]: codes of at most five bits, whose sums over four or eight steps fit as they are.
 //! - [`Halves`]: codes with a scale per 16 columns. Centred on zero, by an addition per half, six bits fit over its four steps.
 //!   Scales are whole numbers, so that widening the sums multiplies with them, and both halves add up before they are converted.
-//! - [`Signed`]: eight bits do not fit twice, so the sign of the code moves to the activation and every product is widened. In
-//!   tiles codes are magnitudes and masks: `q ^ mask` is `−q − 1` for a negative code, and any port does that; the ones too
-//!   much add up to a number of the row, with which the sum begins. 35 operations per 256 multiplications.
+//!
+//! Codes of eight bits meet other activations: [`super::bytes`].
 
 use std::arch::x86_64::*;
 
@@ -33,7 +32,7 @@ unsafe fn pairs<P: Product<L = L>, const COUNT: usize, const T: usize>(
     let mut pairs = [[L::zero(); VECS]; T];
     let u = codes::<P>(tile, block, from, first);
     for t in 0..T {
-        let a = L::broadcast(codes_of(x, from).add(4 * t));
+        let a = L::broadcast(codes_of(&raw const (*x).codes, from).add(4 * t));
         for v in 0..VECS {
             pairs[t][v] = _mm256_maddubs_epi16(u[v], a);
         }
@@ -41,7 +40,7 @@ unsafe fn pairs<P: Product<L = L>, const COUNT: usize, const T: usize>(
     for k in from + 1..from + steps(COUNT) {
         let u = codes::<P>(tile, block, k, first);
         for t in 0..T {
-            let a = L::broadcast(codes_of(x, k).add(4 * t));
+            let a = L::broadcast(codes_of(&raw const (*x).codes, k).add(4 * t));
             for v in 0..VECS {
                 pairs[t][v] = _mm256_add_epi16(pairs[t][v], _mm256_maddubs_epi16(u[v], a));
             }
@@ -62,7 +61,7 @@ unsafe fn panel_pairs<F: Format, const COUNT: usize, const T: usize>(
     for k in from..from + COUNT {
         let codes = F::codes::<L>(packed.words, group, k);
         for t in 0..T {
-            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(x[t], k))));
+            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(codes, L::broadcast(codes_of(&raw const (*x[t]).codes, k))));
         }
     }
     pairs
@@ -70,7 +69,7 @@ unsafe fn panel_pairs<F: Format, const COUNT: usize, const T: usize>(
 
 /// `acc` plus the sums of two neighbouring 16-bit numbers
 #[inline(always)]
-unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
+pub(super) unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
     _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
@@ -79,6 +78,7 @@ pub(super) struct Plain<const BATCH: usize>;
 
 impl<const BATCH: usize> Product for Plain<BATCH> {
     type L = L;
+    type X<const T: usize> = Block<T>;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
@@ -175,6 +175,7 @@ impl<const CENTRED: bool> Halves<CENTRED> {
 
 impl<const CENTRED: bool> Product for Halves<CENTRED> {
     type L = L;
+    type X<const T: usize> = Block<T>;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
@@ -277,97 +278,4 @@ impl<const CENTRED: bool> Product for Halves<CENTRED> {
         let sum = scaled::<L>(_mm256_madd_epi16(pairs, scale), x, L::load_f(Tile::units::<L>(tile, block, vec)), sum);
         if CENTRED { sum } else { L::fma(L::load_f(Tile::mins::<L>(tile, block, h, vec)), x, sum) }
     }
-}
-
-/// Signed codes of eight bits with a scale per block.
-pub(super) struct Signed;
-
-impl Product for Signed {
-    type L = L;
-    const TILE_VECS: usize = ROWS / 2 / L::N;
-
-    #[inline(always)]
-    unsafe fn dots<F: Format, const T: usize>(
-        packed: &Packed<L>,
-        by: Factors<Self>,
-        group: usize,
-        x: [*const Block<1>; T],
-        mut sums: [__m256; T],
-    ) -> [__m256; T] {
-        let mut dots = [L::zero(); T];
-        for k in 0..8 {
-            let codes = F::codes::<L>(packed.words, group, k);
-            let magnitudes = _mm256_abs_epi8(codes);
-            for t in 0..T {
-                let a = _mm256_sign_epi8(L::broadcast(codes_of(x[t], k)), codes);
-                dots[t] = join(dots[t], _mm256_maddubs_epi16(magnitudes, a));
-            }
-        }
-        let (scale, _) = packed.scaled::<F>(by, group);
-        for t in 0..T {
-            sums[t] = scaled::<L>(dots[t], L::broadcast_f(&raw const (*x[t]).scales[0]), scale, sums[t]);
-        }
-        sums
-    }
-
-    #[inline(always)]
-    unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
-        let codes = F::codes::<L>(packed.words, group, column / 4);
-        scaled::<L>(one_signed(codes, column), x, packed.scaled::<F>(by, group).0, sum)
-    }
-
-    #[inline(always)]
-    unsafe fn spread<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, tile: *mut Tile, block: usize, vec: usize) {
-        L::store_f(Tile::scales::<L>(tile, block, 0, vec), packed.scaled::<F>(by, group).0);
-        let mut flipped = L::zero();
-        for k in 0..8 {
-            let codes = F::codes::<L>(packed.words, group, k);
-            let (magnitudes, negative) = (_mm256_abs_epi8(codes), _mm256_cmpgt_epi8(L::zero(), codes));
-            L::store(Tile::codes::<Self>(tile, block, 2 * k, vec), magnitudes);
-            L::store(Tile::codes::<Self>(tile, block, 2 * k + 1, vec), negative);
-            flipped = join(flipped, _mm256_maddubs_epi16(L::and(magnitudes, negative), L::splat(1)));
-        }
-        L::store(Tile::units::<L>(tile, block, vec).cast(), flipped);
-    }
-
-    #[inline(always)]
-    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
-        let mut dots = [[L::zero(); VECS]; T];
-        for t in 0..T {
-            for v in 0..VECS {
-                dots[t][v] = L::load(Tile::units::<L>(tile, block, first + v).cast());
-            }
-        }
-        for k in 0..steps(8) {
-            let magnitudes = codes::<Self>(tile, block, 2 * k, first);
-            for t in 0..T {
-                let a = L::broadcast(codes_of(x, k).add(4 * t));
-                for v in 0..VECS {
-                    let negative = L::load(Tile::codes::<Self>(tile, block, 2 * k + 1, first + v));
-                    dots[t][v] = join(dots[t][v], _mm256_maddubs_epi16(magnitudes[v], L::xor(a, negative)));
-                }
-            }
-        }
-        for t in 0..T {
-            let d = L::broadcast_f(&raw const (*x).scales[t]);
-            for v in 0..VECS {
-                let at = sums.add((t * VECS + v) * L::N);
-                L::store_f(at, scaled::<L>(dots[t][v], d, L::load_f(Tile::scales::<L>(tile, block, 0, first + v)), L::load_f(at)));
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
-        let negative = L::load(Tile::codes::<Self>(tile, block, column / 4 * 2 + 1, vec));
-        let codes = _mm256_sub_epi8(L::xor(L::load(Tile::codes::<Self>(tile, block, column / 4 * 2, vec)), negative), negative);
-        scaled::<L>(one_signed(codes, column), x, L::load_f(Tile::scales::<L>(tile, block, 0, vec)), sum)
-    }
-}
-
-/// The code of one column.
-#[inline(always)]
-unsafe fn one_signed(codes: __m256i, column: usize) -> __m256i {
-    let a = _mm256_sign_epi8(L::broadcast(one_hot(column % 4)), codes);
-    join(L::zero(), _mm256_maddubs_epi16(_mm256_abs_epi8(codes), a))
 }

@@ -4,7 +4,7 @@
 //! of a block of 32 columns (`Wide` with halves: of 16), where they are converted and scaled, one block behind the other.
 
 use super::{
-    super::activations::{Block, GROUP},
+    super::activations::{Columns, GROUP},
     formats::{Format, Packed},
     lanes::Lanes,
     tile::Tile,
@@ -21,6 +21,8 @@ pub(super) const VECS: usize = 2;
 /// and the vectors that are named.
 pub(super) trait Product {
     type L: Lanes;
+    /// Activations
+    type X<const T: usize>: Columns<T>;
     /// Vectors of rows in a tile: as many as its codes have room for
     const TILE_VECS: usize;
 
@@ -29,7 +31,7 @@ pub(super) trait Product {
         packed: &Packed<Self::L>,
         by: Factors<Self>,
         group: usize,
-        x: [*const Block<1>; T],
+        x: [*const Self::X<1>; T],
         sums: [Floats<Self>; T],
     ) -> [Floats<Self>; T];
 
@@ -48,7 +50,7 @@ pub(super) trait Product {
 
     /// Adds the products of block `at.0` of a tile, of the [`VECS`] vectors from `at.1` on, and of a block of `T` tokens to
     /// `sums`, `[T, VECS, N]`.
-    unsafe fn block<const T: usize>(tile: *mut Tile, at: (usize, usize), x: *const Block<GROUP>, sums: *mut f32);
+    unsafe fn block<const T: usize>(tile: *mut Tile, at: (usize, usize), x: *const Self::X<GROUP>, sums: *mut f32);
 
     /// [`Product::one`], of a tile.
     unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: Floats<Self>, sum: Floats<Self>) -> Floats<Self>;
@@ -71,10 +73,10 @@ pub(super) unsafe fn scaled<L: Lanes>(dots: L::I, d: L::F, scale: L::F, sum: L::
     L::fma(L::mul(L::to_f(dots), d), scale, sum)
 }
 
-/// The codes of step `k`, of `T` tokens side by side.
+/// Step `k` of the codes of `T` tokens side by side.
 #[inline(always)]
-pub(super) unsafe fn codes_of<const T: usize>(x: *const Block<T>, k: usize) -> *const i8 {
-    (&raw const (*x).codes).cast::<i8>().add(4 * T * k)
+pub(super) unsafe fn codes_of<const T: usize>(x: *const [[[i8; 4]; T]; 8], k: usize) -> *const i8 {
+    x.cast::<i8>().add(4 * T * k)
 }
 
 /// The codes of a tile's step, of [`VECS`] vectors from `first` on.

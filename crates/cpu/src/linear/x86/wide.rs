@@ -10,11 +10,12 @@ use super::{
     tile::{ROWS, Tile},
 };
 
-/// With `HALVES` scales per block. Signed codes are 128 too high, and have the minimum to match.
+/// With `HALVES` scales per block.
 pub(super) struct Wide<L, const HALVES: usize>(PhantomData<L>);
 
 impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
     type L = L;
+    type X<const T: usize> = Block<T>;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
@@ -28,9 +29,9 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
         for h in 0..HALVES {
             let mut dots = [L::zero(); T];
             for k in 8 / HALVES * h..8 / HALVES * (h + 1) {
-                let codes = unsigned::<L, F>(F::codes::<L>(packed.words, group, k));
+                let codes = F::codes::<L>(packed.words, group, k);
                 for t in 0..T {
-                    dots[t] = L::dot(dots[t], codes, L::broadcast(codes_of(x[t], k)));
+                    dots[t] = L::dot(dots[t], codes, L::broadcast(codes_of(&raw const (*x[t]).codes, k)));
                 }
             }
             let (scale, min) = packed.scaled::<F>(by, HALVES * group + h);
@@ -45,7 +46,7 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
 
     #[inline(always)]
     unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: L::F, sum: L::F) -> L::F {
-        let codes = unsigned::<L, F>(F::codes::<L>(packed.words, group, column / 4));
+        let codes = F::codes::<L>(packed.words, group, column / 4);
         let dot = L::dot(L::zero(), codes, L::broadcast(one_hot(column % 4)));
         let (scale, min) = packed.scaled::<F>(by, HALVES * group + column * HALVES / 32);
         L::fma(min, x, scaled::<L>(dot, x, scale, sum))
@@ -59,7 +60,7 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
             L::store_f(Tile::mins::<L>(tile, block, h, vec), min);
         }
         for k in 0..8 {
-            L::store(Tile::codes::<Self>(tile, block, k, vec), unsigned::<L, F>(F::codes::<L>(packed.words, group, k)));
+            L::store(Tile::codes::<Self>(tile, block, k, vec), F::codes::<L>(packed.words, group, k));
         }
     }
 
@@ -72,7 +73,7 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
             for k in 8 / HALVES * h..8 / HALVES * h + count {
                 let u = codes::<Self>(tile, block, k, first);
                 for t in 0..T {
-                    let a = L::broadcast(codes_of(x, k).add(4 * t));
+                    let a = L::broadcast(codes_of(&raw const (*x).codes, k).add(4 * t));
                     for v in 0..VECS {
                         dots[t][v] = L::dot(dots[t][v], u[v], a);
                     }
@@ -98,10 +99,4 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
         let sum = scaled::<L>(dot, x, L::load_f(Tile::scales::<L>(tile, block, h, vec)), sum);
         L::fma(L::load_f(Tile::mins::<L>(tile, block, h, vec)), x, sum)
     }
-}
-
-/// Signed codes 128 higher.
-#[inline(always)]
-unsafe fn unsigned<L: WideLanes, F: Format>(codes: L::I) -> L::I {
-    if F::SIGNED { L::xor(codes, L::splat(-128)) } else { codes }
 }
