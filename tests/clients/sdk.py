@@ -32,6 +32,16 @@ def openai_client(url):
     call = got.choices[0].message.tool_calls[0]
     assert (call.function.name, got.choices[0].finish_reason) == ("look", "tool_calls") and 0 <= json.loads(call.function.arguments)["n"] <= 9
 
+    # Left to itself this model writes its call as plain JSON in a fenced block, without the marks that its template teaches.
+    weather = {"name": "weather", "description": "The weather in a city", "parameters":
+               {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
+    ask_weather = dict(model="m", messages=[{"role": "user", "content": "What is the weather in Paris?"}], temperature=0, max_tokens=60,
+                       tools=[{"type": "function", "function": weather}])
+    got = client.chat.completions.create(**ask_weather).choices[0]
+    assert got.finish_reason == "tool_calls" and json.loads(got.message.tool_calls[0].function.arguments)["city"] == "Paris", got
+    called = [c.choices[0].delta.tool_calls[0] for c in client.chat.completions.create(**ask_weather, stream=True) if c.choices[0].delta.tool_calls]
+    assert called[0].function.name == "weather" and "Paris" in "".join(c.function.arguments for c in called)
+
     got = client.completions.create(model="m", prompt=[1, 2, 3, 4], echo=True, logprobs=1, max_tokens=1, temperature=0)
     assert len(got.choices[0].logprobs.token_logprobs) == 5 and got.choices[0].logprobs.token_logprobs[0] is None
     vectors = client.embeddings.create(model="m", input=["a cat", "a dog"])
@@ -66,6 +76,10 @@ def anthropic_client(url):
     with client.messages.stream(**ask) as stream:
         text = "".join(stream.text_stream)
         assert text == whole.content[0].text == stream.get_final_message().content[0].text
+    assert whole._request_id
+    schema = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    got = client.messages.create(**ask | {"max_tokens": 60}, output_config=schema)
+    assert 0 <= json.loads(got.content[0].text)["n"] <= 9
     counted = client.messages.count_tokens(**{k: ask[k] for k in ("model", "system", "messages")}).input_tokens
     assert counted == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
     tools = [{"name": "look", "description": "Looks", "input_schema": SCHEMA}]

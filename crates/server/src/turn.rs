@@ -140,8 +140,11 @@ impl Turn {
         if let Some(mark) = open_reasoning(&rendered.end) {
             generation.grammar = generation.grammar.map(|wanted| Wanted { grammar: wanted.grammar.after(mark), ..wanted });
         }
+        // Whoever asks for JSON, or for calls that are valid, gets them with the marks of the model's form.
+        let is_free = generation.grammar.is_none();
         let parser = || {
             let parser = OutputParser::new(tools, split_reasoning, &rendered.end);
+            let parser = if is_free { parser.bare_calls() } else { parser };
             if parallel { parser } else { parser.one_call() }
         };
         let parsers = (0..generation.n).map(|_| parser()).collect();

@@ -24,7 +24,7 @@ const HELP: &str = "\
                      frequency_penalty, seed, max_tokens
 /help                this text
 /exit                leave (also Ctrl-D)
-A line that ends with \\ goes on in the next; so does everything between two lines of \"\"\".
+A line that ends with \\ goes on in the next; so does everything between \"\"\" at the beginning of a line and \"\"\" at the end of one.
 Ctrl-C stops the answer.
 ";
 
@@ -195,6 +195,9 @@ impl Chat<'_> {
     }
 }
 
+/// Around messages of many lines.
+const QUOTES: &str = "\"\"\"";
+
 /// One message; `None` at the end of input.
 fn read(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
@@ -216,21 +219,23 @@ fn read(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> {
             Err(ReadlineError::Eof) => return Ok(None),
             Err(error) => return Err(error).context("cannot read from the terminal"),
         };
-        if line.trim() == "\"\"\"" {
-            if quoted {
-                return Ok(Some(text));
-            }
+        let mut line = line.as_str();
+        if let (false, Some(rest)) = (quoted, line.trim_start().strip_prefix(QUOTES)) {
             quoted = true;
-        } else if let (false, Some(start)) = (quoted, line.strip_suffix('\\')) {
-            text += start;
-            text.push('\n');
-        } else {
-            text += &line;
-            if !quoted {
-                return Ok(Some(text));
+            line = rest;
+            if line.trim().is_empty() {
+                continue;
             }
-            text.push('\n');
         }
+        let (line, goes_on) = match line.trim_end().strip_suffix(if quoted { QUOTES } else { "\\" }) {
+            Some(start) => (start, !quoted),
+            None => (line, quoted),
+        };
+        text += line;
+        if !goes_on {
+            return Ok(Some(text));
+        }
+        text.push('\n');
     }
 }
 

@@ -43,13 +43,16 @@ fn messages_have_many_lines_and_history_is_kept() {
         terminal.expect("... ");
     }
     terminal.line("\"\"\"");
+    terminal.press("\"\"\"c\r");
+    terminal.expect("... ");
+    terminal.line("d\"\"\"");
     terminal.line("one line");
     // The editor puts a line back, to be changed and sent again.
     terminal.press(UP);
     terminal.expect("one line");
     terminal.line("!");
     let first = saved(&mut terminal, home.path());
-    assert_eq!(questions(&first), ["two\nlines", "a\\\n\nb\n", "one line", "one line!"]);
+    assert_eq!(questions(&first), ["two\nlines", "a\\\n\nb\n", "c\nd", "one line", "one line!"]);
     terminal.press("/exit\r");
     assert_eq!(terminal.wait(), Some(0));
 

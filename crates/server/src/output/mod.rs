@@ -31,6 +31,8 @@ pub enum Delta {
 pub const REASONING: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
 /// Ends a block of code.
 const FENCE: &str = "```";
+/// What begins calls without marks.
+const BARE: &[&str] = &["{", "```json\n"];
 /// Longest text of a tool call; more is content.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
@@ -57,6 +59,8 @@ pub struct OutputParser {
     thought: bool,
     /// Calls that are reported; more are left out
     most_calls: usize,
+    /// Whether an answer that begins with a call in JSON is one without the marks of its form too
+    bare: bool,
 }
 
 #[derive(Debug)]
@@ -86,7 +90,16 @@ impl OutputParser {
             shown: false,
             thought: false,
             most_calls: usize::MAX,
+            bare: false,
         }
+    }
+
+    /// Takes an answer that begins with a JSON object of a name and arguments, in a fenced block or not, for a call in the forms that
+    /// have marks around JSON: small models (Qwen2.5-Coder among them) leave the marks out.
+    #[must_use]
+    pub fn bare_calls(mut self) -> Self {
+        self.bare = self.tools == Some(ToolFormat::Hermes);
+        self
     }
 
     /// Reports one call at most: `parallel_tool_calls: false`.
@@ -144,7 +157,8 @@ impl OutputParser {
 
     fn content(&mut self, deltas: &mut Vec<Delta>) -> bool {
         let anywhere = self.tools.map_or(&[][..], ToolFormat::openings);
-        let at_start = self.tools.filter(|_| !self.shown).map_or(&[][..], ToolFormat::openings_at_start);
+        let at_start = if self.bare { BARE } else { self.tools.map_or(&[][..], ToolFormat::openings_at_start) };
+        let at_start = if self.shown { &[] } else { at_start };
         let reasoning = REASONING.iter().filter(|_| !self.shown && self.calls == 0).map(|m| m.0);
         // The closing mark of a call comes behind its object, and may come late.
         let closing = self.tools.and_then(ToolFormat::closing).filter(|_| self.calls > 0);
@@ -163,6 +177,9 @@ impl OutputParser {
             }
             Found::Mark { start, mark } if at_start.contains(&mark) => {
                 self.held.drain(..start);
+                if mark.starts_with(FENCE) {
+                    self.opening = self.held.drain(..mark.len()).collect();
+                }
                 self.state = State::Calls { some: false };
                 true
             }
@@ -233,7 +250,7 @@ impl OutputParser {
         } else {
             self.opening.extend(skipped)
         }
-        let is_fenced = some && self.tools == Some(ToolFormat::Json);
+        let is_fenced = some && (self.bare || self.tools == Some(ToolFormat::Json));
         if self.held.starts_with('{') {
             self.state = self.begin_call();
             true
@@ -256,7 +273,7 @@ impl OutputParser {
             Some(end) if call.started() => {
                 self.held.drain(..end);
                 self.opening.clear();
-                if self.tools.is_some_and(ToolFormat::is_list) {
+                if self.bare || self.tools.is_some_and(ToolFormat::is_list) {
                     self.state = State::Calls { some: true };
                 }
                 true
@@ -289,7 +306,9 @@ impl OutputParser {
     /// What more text adds to the call, and where the call ends in it.
     fn call_deltas(&self, call: &mut Call, deltas: &mut Vec<Delta>) -> Option<usize> {
         let index = self.calls - 1;
-        let (update, end) = call.read(self.tools?, &self.held);
+        let tools = self.tools?;
+        let is_bare = tools.is_bare() || self.bare && !tools.openings().iter().any(|mark| self.opening.contains(mark));
+        let (update, end) = call.read(tools, is_bare, &self.held);
         if index >= self.most_calls {
             return end;
         }

@@ -93,6 +93,41 @@ fn hermes_calls() {
     check(Some(ToolFormat::Hermes), "", &two, &want);
 }
 
+/// Text in pieces of any length gives the same calls.
+fn check_bare(text: &str, want: &[Delta]) {
+    let parser = || OutputParser::new(Some(ToolFormat::Hermes), true, "").bare_calls();
+    assert_eq!(read(parser(), &[text]), want, "{text}");
+    let letters: Vec<String> = text.chars().map(String::from).collect();
+    assert_eq!(read(parser(), &letters.iter().map(String::as_str).collect::<Vec<_>>()), want, "{text} by letters");
+}
+
+#[test]
+fn calls_without_their_marks() {
+    let (now, there) = ("{\"name\": \"now\", \"arguments\": {}}", "{\"name\": \"there\", \"arguments\": {\"x\": 1}}");
+    let both = [call(0, "now", "{}"), call(1, "there", "{\"x\": 1}")].concat();
+    for text in [
+        format!("{now}\n{there}"),
+        format!("```json\n{now}\n```\n```json\n{there}\n```"),
+        format!("\n```json\n[{now},\n{there}]\n```\n"),
+        format!("<tool_call>\n{now}\n</tool_call>\n<tool_call>\n{there}\n</tool_call>"),
+        format!("{now}\n<tool_call>\n{there}\n</tool_call>"),
+        // With its mark it may go without arguments.
+        format!("<tool_call>{{\"name\": \"now\"}}</tool_call>\n<tool_call>{there}</tool_call>"),
+    ] {
+        check_bare(&text, &both);
+    }
+    for text in [
+        "{\"name\": \"Bob\", \"age\": 30}",
+        "```json\n{\"name\": \"Bob\"}\n```",
+        "Write `{\"name\": \"now\", \"arguments\": {}}`.",
+        "As JSON:\n```json\n{\"name\": \"now\", \"arguments\": {}}\n```",
+    ] {
+        check_bare(text, &[content(text)]);
+    }
+    // Nothing is taken for a call where a grammar makes the answer.
+    check(Some(ToolFormat::Hermes), "", now, &[content(now)]);
+}
+
 #[test]
 fn what_is_no_call_is_shown() {
     let broken = "<tool_call>{\"title\": \"x\"}</tool_call>";
