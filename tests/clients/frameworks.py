@@ -79,7 +79,9 @@ def lang_chain(url):
         call = model.bind_tools([look], tool_choice="look", parallel_tool_calls=False).invoke([asked])
         assert call.tool_calls[0]["name"] == "look" and 0 <= call.tool_calls[0]["args"]["n"] <= 9
         result = look.invoke(call.tool_calls[0])
-        assert isinstance(result, ToolMessage) and model.bind_tools([look]).invoke([asked, call, result]).content
+        answer = model.bind_tools([look]).invoke([asked, call, result])
+        # So small a model may well look again.
+        assert isinstance(result, ToolMessage) and (answer.content or answer.tool_calls)
         for method in ("json_schema", "function_calling"):
             assert 0 <= model.with_structured_output(Number, method=method).invoke("A number?").n <= 9
     vectors = OpenAIEmbeddings(model="m", base_url=f"{url}/v1", api_key="secret", check_embedding_ctx_length=False).embed_documents(["a cat", "a dog"])

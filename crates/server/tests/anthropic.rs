@@ -161,6 +161,7 @@ async fn answers_follow_the_schema_of_output_config() {
         (json!({"output_config": {"format": {"type": "regex"}}}), "output_config.format.type"),
         (json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}), "context_management.edits[0].type"),
         (json!({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}), "context_management.edits[0].keep"),
+        (json!({"context_management": {"edits": [{"type": null, "keep": "all"}]}}), "context_management.edits[0].type"),
         (json!({"stop_sequences": vec!["a"; 65]}), "stop_sequences"),
     ] {
         let (status, error) = post(&router, "/v1/messages", with(question("a".into()), more.clone())).await;

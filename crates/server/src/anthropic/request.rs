@@ -44,11 +44,13 @@ fn read_context_management(management: Value) -> Result<()> {
     let mut management = Fields::of(management, "context_management")?;
     management.take_list("edits", "edits", |edit, path| {
         let edit = Fields::of(edit, path)?;
-        edit.only("type", &json!("clear_thinking_20251015"))?;
-        match edit.get("keep") {
-            Some(keep) if keep == "all" => Ok(()),
-            other => Err(wrong(&edit.name("keep"), other.unwrap_or(&Value::Null), "all: nothing is taken out of a conversation here")),
+        for (field, kept) in [("type", "clear_thinking_20251015"), ("keep", "all")] {
+            match edit.get(field) {
+                Some(value) if value == kept => {}
+                other => return Err(wrong(&edit.name(field), other.unwrap_or(&Value::Null), &format!("{kept}: nothing goes here"))),
+            }
         }
+        Ok(())
     })?;
     Ok(())
 }
