@@ -158,6 +158,8 @@ async fn answers_follow_the_schema_of_output_config() {
     assert_eq!(post(&router, "/v1/messages", with(question("the quick".into()), keeping)).await.0, StatusCode::OK);
     for (more, part) in [
         (config(&json!({"type": "nothing"})), "output_config.format.schema"),
+        (config(&json!([])), "output_config.format.schema"),
+        (json!({"output_config": {"format": {"type": "json_schema"}}}), "output_config.format.schema"),
         (json!({"output_config": {"format": {"type": "regex"}}}), "output_config.format.type"),
         (json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}), "context_management.edits[0].type"),
         (json!({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}), "context_management.edits[0].keep"),

@@ -34,7 +34,9 @@ fn read_output_config(config: Value, out: &mut Map<String, Value>) -> Result<()>
             Some("json_schema") => {}
             other => return Err(wrong("output_config.format.type", &other.into(), "json_schema")),
         }
-        out.insert("response_format".into(), json!({"type": "json_schema", "json_schema": {"schema": format.take("schema")}}));
+        let missing = || ApiError::invalid("output_config.format.schema", "`output_config.format.schema` is missing");
+        let schema = format.take_object("schema")?.ok_or_else(missing)?;
+        out.insert("response_format".into(), json!({"type": "json_schema", "json_schema": {"schema": schema}}));
     }
     Ok(())
 }
