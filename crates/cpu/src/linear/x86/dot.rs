@@ -6,10 +6,12 @@
 //! Two panels, one of the first half of a worker's rows and one of the second, take turns block by block: the processor fetches
 //! ahead within each of the two streams, and so keeps more lines under way than one stream does.
 //!
-//! Two threads of an Intel Xeon with AVX-512 VNNI, AVX2 level, one token, 1 GiB of Q4_K panels in huge pages, 2026-11-25, where
-//! loops that do nothing but read get 33 (four streams a thread) to 37 GB/s (one): 35 to 37 GB/s. Lost: one panel at a time 30, without
-//! fetching ahead 29, 4 KiB ahead 24, 8 KiB ahead into the second level 24; two panels 4 KiB ahead 30, without 34; four panels 33;
-//! neighbouring panels 26 at 1,536 columns and 35 at 8,960; past all caches (`NTA`) 20 and less; every other line 24.
+//! Two threads of an Intel Xeon with AVX-512 VNNI, AVX2 level, one token, 2026-11-25, where loops that do nothing but read 1 GiB in
+//! huge pages get 33 GB/s (four streams a thread) to 37 (one): the products of Qwen2.5-Coder-1.5B (Q4_K, Q6_K) 32 GB/s, and 24 with
+//! one panel at a time, fetched 8 KiB ahead into the second level. The loop alone, over 1 GiB of Q4_K: 36. What lost there: one
+//! panel at a time 30, without fetching ahead 29, 4 KiB ahead 24, 8 KiB ahead into the second level 24; two panels 4 KiB ahead 30,
+//! 8 KiB 28, without 34; four panels 33; neighbouring panels 26 at 1,536 columns and 35 at 8,960; past all caches (`NTA`) 20 and
+//! less; every other line 24. A fence at every step, so that no step's words are loaded before another's: Q6_K 4 % slower.
 //! Rows as the file holds them, with sums across lanes at the end of each: three quarters of one panel at a time.
 
 use std::{
