@@ -16,6 +16,7 @@ struct LinearWgmmaParams {
     int cols;
     int band;                // token groups that go over the weight together, so that their x stays in L2
     int x_box;               // tokens of one copy: TOKENS / CR; fewer where CR is 1 and there are fewer
+    int stages;              // 2 to STAGES: fewer leave memory for CTAs of the next kernel
     uint64_t weight_policy;  // L2 eviction policy of the weights
 };
 
@@ -32,7 +33,6 @@ struct WgmmaTile {
     static constexpr int SHARE = ROWS / SK;                        // rows of which a CTA adds up and stores the K parts
     static constexpr int PARTS = (SK - 1) * TOKENS * SHARE * 4;    // bytes of what the other CTAs send for them
     static constexpr int THREADS = WARPGROUPS * 128 + 32;
-    static constexpr int SMEM = STAGES * STAGE_BYTES + PARTS + 1024;
     static_assert(TOKENS % (64 * WARPGROUPS) == 0 && M_TILES >= 1, "a warpgroup owns whole m64 tiles");
     static_assert(W_BOX % 8 == 0 && TOKENS / CR % 8 == 0, "boxes start on a swizzle atom of 8 rows");
     static_assert(M_TILES * ACC <= 128, "accumulators must leave registers for addresses");
@@ -50,7 +50,8 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
     __shared__ alignas(8) uint64_t full_bars[STAGES], empty_bars[STAGES], parts_bar;
     const uint32_t smem = (smem_u32(smem_raw) + 1023) & ~1023u;
     const uint32_t full = smem_u32(full_bars), empty = smem_u32(empty_bars);
-    const uint32_t parts = smem + STAGES * Tile::STAGE_BYTES, parts_full = smem_u32(&parts_bar);
+    const int stages = p.stages;
+    const uint32_t parts = smem + stages * Tile::STAGE_BYTES, parts_full = smem_u32(&parts_bar);
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int rank = Tile::CLUSTER == 1 ? 0 : blockIdx.x % Tile::CLUSTER;
@@ -72,7 +73,7 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
     const int k_begin = k_all * sk / SK, k_steps = k_all * (sk + 1) / SK - k_begin;
 
     if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) {
+        for (int s = 0; s < stages; s++) {
             mbar_init(full + 8 * s, 1);
             mbar_init(empty + 8 * s, WARPGROUPS * (CT + CR - 1));
         }
@@ -127,7 +128,7 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
             };
             int tile = blockIdx.x / Tile::CLUSTER;
             const int begin = k_begin * Tile::K, end = (k_begin + k_steps) * Tile::K;
-            const int ahead = tile < tiles ? min(k_steps, STAGES) : 0;
+            const int ahead = tile < tiles ? min(k_steps, stages) : 0;
             place(tile);
             for (int k = 0; k < ahead; k++) {  // weights are constant: fetch them while the kernel before still runs
                 mbar_expect(full + 8 * k, bytes);
@@ -136,7 +137,7 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
             pdl_wait();
             pdl_launch();
             for (int k = 0; k < ahead; k++) load_x(begin + k * Tile::K, k);
-            int slot = ahead % STAGES, parity = ahead == STAGES ? 0 : 1;  // of the release to wait for; 1: none
+            int slot = ahead == stages ? 0 : ahead, parity = ahead == stages ? 0 : 1;  // of the release to wait for; 1: none
             int column = begin + ahead * Tile::K;
             while (tile < tiles) {
                 for (; column < end; column += Tile::K) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
                     mbar_expect(full + 8 * slot, bytes);
                     load_weight(column, slot);
                     load_x(column, slot);
-                    if (++slot == STAGES) slot = 0, parity ^= 1;
+                    if (++slot == stages) slot = 0, parity ^= 1;
                 }
                 column = begin;
                 place(tile += clusters);
@@ -185,7 +186,7 @@ __device__ __forceinline__ void linear_wgmma(const LinearWgmmaParams& p) {
                 sm90::mma_wait<1>();
                 if (previous >= 0) release(previous);
                 previous = slot;
-                if (++slot == STAGES) slot = 0, phase ^= 1;
+                if (++slot == stages) slot = 0, phase ^= 1;
             }
             sm90::mma_wait<0>();
             if (SK == 1) release(previous);

@@ -8,7 +8,8 @@
 // Clusters CT CTAs share weight rows and CR share tokens: each copies its part of the shared operand to all of them.
 //          SK CTAs split the columns; each adds up and stores a share of the rows, in the order of the columns, from sums
 //          that the others send into its shared memory.
-// Weights are fetched before the kernel in front has ended.
+// Weights are fetched before the kernel in front has ended. Where attention follows, fewer stages leave memory for its CTAs, which
+// then fetch keys and values before this kernel has ended.
 // Bound    reading w up to about 128 tokens, then what an SM takes in (about 98 bytes a ns), then the tensor cores.
 //
 // Measured (H100 80GB HBM3, 2026-11-25, graphs of launches over weights beyond L2; the best of 8 algorithms of cuBLASLt in
@@ -34,6 +35,13 @@
 // `ferrum bench` with stages and split here against before, two rounds in turns: Qwen3-0.6B decodes 64 sequences at 33,211 and 32,905
 // tok/s instead of 31,503 and 31,501, 256 at 55,766 and 55,658 instead of 55,462 and 55,425: at 256 a quarter of what the graph
 // promised (the binary before was also two changes to the host's part older). Llama 3.1 8B, one run each: 4 at 770.2 (770.3), 256 at 22,558 (22,640).
+// What a kernel trace of `ferrum bench` showed at 256 sequences: attention took 14 µs more than its bytes at every length of the
+// context, as its CTAs found no room before q, k and v were done. With 6 stages instead of 8 before it, Qwen3-0.6B decodes 256
+// sequences at 56,870 tok/s instead of 55,840, 64 at 33,990 instead of 32,750; the 8B at 256, where this kernel now stands instead of
+// cuBLASLt's before attention, in 11.29 and 11.37 ms instead of 11.43 and 11.42. Lost at 256, Qwen3: room for two CTAs by 64×64 tiles
+// of 4 stages 55,530; for the gated product too 56,040 (64 sequences: 34,310, but the 8B 1.6 % slower); before the residual too
+// 56,700; the step as two branches of a graph, one half's attention beside the other's products, small tiles or large, 47,700 to
+// 54,900. Lost, 8B at 256: this kernel for all products, 11.52 to 11.63 ms.
 // At 8192 tokens the activation alone takes 227 µs behind cuBLASLt. Bands of 8 token groups, whose x stays in L2 while the
 // weight passes: 2793 µs instead of 2900 for the gated product.
 // At 256 tokens the products of an 8B in a row slow down as they run, whichever kernels they are: a layer of them took 202 µs

@@ -3,7 +3,7 @@
 //! | tokens | on sm_90 |
 //! |---|---|
 //! | 1 … 16 | `sm90_linear_stream.cu`, the norm in front included; `sm90_linear_wgmma.cu` where cols % 64 ≠ 0 |
-//! | 17 … 127, small weights … 256 | `sm90_linear_wgmma.cu` |
+//! | 17 … 127; small weights, and what attention reads, … 256 | `sm90_linear_wgmma.cu` |
 //! | more | cuBLASLt; gated, with a bias, or where it is missing, `sm90_linear_wgmma.cu` |
 //!
 //! Elsewhere cuBLASLt takes all but products with a bias, the activation in a kernel of its own: `linear_mma.cu`, which is for
@@ -57,6 +57,7 @@ struct LinearWgmmaParams {
     cols: i32,
     band: i32,
     x_box: i32,
+    stages: i32,
     weight_policy: u64,
 }
 
@@ -177,7 +178,15 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
         weight,
         x,
         x_stride,
-        shape: tiles::Shape { tokens, columns, gated: rows > columns, cols, argmax: false },
+        shape: tiles::Shape {
+            tokens,
+            columns,
+            gated: rows > columns,
+            cols,
+            argmax: false,
+            // Of a model's projections, those of q, k and v alone are stored as they are: the others are gated, or end in the residual.
+            before_attention: output.epilogue == STORE_BF16,
+        },
         output,
     };
     if streams(cx, op)? {
@@ -223,7 +232,7 @@ pub(super) fn argmax(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
     let largest = cx.counters(2 * tokens)?;
     let output =
         Output { out: largest, bias: ptr_or_null(op.bias)?, tokens: tokens as i32, columns: columns as i32, stride: 0, epilogue: ARGMAX };
-    let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true };
+    let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true, before_attention: false };
     let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
     Product { op, f16, weight, x, x_stride, shape, output }.wgmma(cx)?;
     let params = TakeLargestParams { largest, out: ptr(op.out)?, seqs: tokens as i32 };
@@ -300,6 +309,7 @@ impl Product<'_> {
             .encode()
         };
         let x_box = tile.x_box(shape);
+        let stages = tile.stages(shape, cx.device().attributes().block_shared_bytes);
         let params = LinearWgmmaParams {
             weight: map(self.weight.ptr(), shape.weight_rows(), shape.cols, tile.weight_box())?,
             x: map(self.x, shape.tokens, self.x_stride, x_box)?,
@@ -307,9 +317,10 @@ impl Product<'_> {
             cols: shape.cols as i32,
             band: tile.band(shape) as i32,
             x_box: x_box as i32,
+            stages: stages as i32,
             weight_policy: if tile.token_groups(shape) == 1 { EVICT_FIRST } else { EVICT_NORMAL },
         };
-        let (shared_bytes, cluster) = (tile.shared_bytes(), tile.cluster() as u32);
+        let (shared_bytes, cluster) = (tile.shared_bytes(stages), tile.cluster() as u32);
         let grid = Grid { shared_bytes, cluster, ..Grid::new(tile.blocks(shape, sms), tile.threads()) };
         // SAFETY: the operation's contract holds, and the weight was uploaded whole.
         unsafe { cx.launch("sm90_linear_wgmma", if self.f16 { tile.f16_kernel } else { tile.kernel }, grid, &params) }

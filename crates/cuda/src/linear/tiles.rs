@@ -2,11 +2,13 @@
 
 /// Most tokens of `sm90_linear_stream.cu`.
 pub(super) const STREAM_TOKENS: usize = 16;
-/// Up to here our own kernels are about as fast as cuBLASLt's best or faster, those of small weights further: a kernel of
-/// cuBLASLt does not start while the one in front ends.
+/// Up to here our own kernels are about as fast as cuBLASLt's best or faster; those of small weights, and where attention
+/// follows, further: a kernel of cuBLASLt does not start while the one in front ends, nor lets the next one start.
 const OWN_TOKENS: usize = 127;
 const OWN_TOKENS_SMALL: usize = 256;
 const SMALL_WEIGHT: usize = 8 << 20;
+/// What a block of decode attention takes of a multiprocessor, for heads of 128.
+const ATTENTION_BYTES: usize = 80 << 10;
 
 /// A product as the choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub(super) struct Shape {
     pub cols: usize,
     /// Of each token the largest result alone is wanted
     pub argmax: bool,
+    /// Attention reads the result
+    pub before_attention: bool,
 }
 
 impl Shape {
@@ -31,7 +35,7 @@ impl Shape {
 /// Whether cuBLASLt is to take a product of more than [`STREAM_TOKENS`].
 pub(super) fn is_for_lt(shape: &Shape) -> bool {
     let small = shape.weight_rows() * shape.cols <= SMALL_WEIGHT;
-    !shape.gated && shape.tokens > if small { OWN_TOKENS_SMALL } else { OWN_TOKENS }
+    !shape.gated && shape.tokens > if small || shape.before_attention { OWN_TOKENS_SMALL } else { OWN_TOKENS }
 }
 
 /// An instance of `sm90_linear_stream.cu`.
@@ -190,10 +194,21 @@ impl WgmmaTile {
         (self.warpgroups * 128 + 32) as u32
     }
 
-    /// `WgmmaTile::SMEM` of the kernel.
-    pub fn shared_bytes(&self) -> u32 {
+    /// How many stages are to be used on a device whose blocks may have `shared_bytes`: all, or, where attention follows, fewer,
+    /// so that its blocks start beside, and fetch keys and values meanwhile.
+    pub fn stages(&self, shape: &Shape, shared_bytes: usize) -> usize {
+        let room = shared_bytes - if shape.before_attention { ATTENTION_BYTES } else { 0 };
+        ((room - self.shared_bytes(0) as usize) / self.stage_bytes()).min(self.stages)
+    }
+
+    /// What a block with so many stages takes.
+    pub fn shared_bytes(&self, stages: usize) -> u32 {
         let parts = (self.sk - 1) * self.tokens * self.rows / self.sk * 4;
-        (self.stages * self.chunks * (self.tokens + self.rows) * 128 + parts + 1024) as u32
+        (stages * self.stage_bytes() + parts + 1024) as u32
+    }
+
+    fn stage_bytes(&self) -> usize {
+        self.chunks * (self.tokens + self.rows) * 128
     }
 
     /// Two chunks a stage are measured for small weights only. Where CTAs split the columns, each has some, and none holds both
@@ -294,7 +309,7 @@ mod tests {
     const SHARED_BYTES: u32 = 227 << 10;
 
     fn shape(tokens: usize, columns: usize, gated: bool, cols: usize) -> Shape {
-        Shape { tokens, columns, gated, cols, argmax: false }
+        Shape { tokens, columns, gated, cols, argmax: false, before_attention: false }
     }
 
     /// The numbers of every `INSTANCE(…)` line.
@@ -356,12 +371,24 @@ mod tests {
         ] {
             assert_eq!(is_for_lt(&shape(tokens, columns, gated, cols)), expected, "{tokens} × {columns} × {cols}");
         }
+        assert!(
+            [(256, false), (257, true)].iter().all(|&(tokens, expected)| {
+                is_for_lt(&Shape { before_attention: true, ..shape(tokens, 6144, false, 4096) }) == expected
+            })
+        );
     }
 
     #[test]
     fn tiles_fit_in_shared_memory() {
         assert!(STREAM.iter().all(|t| t.shared_bytes() <= SHARED_BYTES));
-        assert!(WGMMA.iter().all(|t| t.shared_bytes() + 1024 <= SHARED_BYTES));
+        for tile in &WGMMA {
+            let [all, some] = [false, true]
+                .map(|before_attention| tile.stages(&Shape { before_attention, ..shape(64, 4096, false, 4096) }, SHARED_BYTES as usize));
+            assert_eq!(all, tile.stages, "{tile:?}");
+            // A stage is released when the next one has been multiplied.
+            assert!((2..=all).contains(&some) && tile.shared_bytes(all) + 1024 <= SHARED_BYTES, "{tile:?}: {some}");
+            assert!(tile.shared_bytes(some) as usize + ATTENTION_BYTES <= SHARED_BYTES as usize, "{tile:?}: {some}");
+        }
     }
 
     #[test]
