@@ -203,6 +203,7 @@ impl PrefillTile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linear::ATTENTION_BYTES;
 
     /// Shared memory that a block may have on sm_86, 89 and 120, on sm_80, and on sm_90 and 100.
     const SHARED_BYTES: [usize; 3] = [99 << 10, 163 << 10, 227 << 10];
@@ -245,6 +246,15 @@ mod tests {
                 let shape = RawShape { head_dim, group: 8, seqs: 1, tokens: 1 };
                 assert!(DecodeTile::of_raw(&shape, shared_bytes, |_, _, _| false).unwrap().shared_bytes() <= shared_bytes);
             }
+        }
+    }
+
+    #[test]
+    fn raw_heads_find_the_room_that_is_left_for_them() {
+        for head_dim in [64, 128] {
+            let shape = RawShape { head_dim, group: 4, seqs: 64, tokens: 1 };
+            let tile = DecodeTile::of_raw(&shape, 227 << 10, |_, _, _| false).unwrap();
+            assert!(tile.shared_bytes() + 1024 <= ATTENTION_BYTES, "{tile:?}");
         }
     }
 

@@ -178,15 +178,7 @@ pub(super) fn linear(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
         weight,
         x,
         x_stride,
-        shape: tiles::Shape {
-            tokens,
-            columns,
-            gated: rows > columns,
-            cols,
-            argmax: false,
-            // Of a model's projections, those of q, k and v alone are stored as they are: the others are gated, or end in the residual.
-            before_attention: output.epilogue == STORE_BF16,
-        },
+        shape: tiles::Shape { tokens, columns, gated: rows > columns, cols, argmax: false, before_decode: op.before_decode },
         output,
     };
     if streams(cx, op)? {
@@ -232,7 +224,7 @@ pub(super) fn argmax(cx: &Context, op: &Linear, (dtype, weight): (DType, &Device
     let largest = cx.counters(2 * tokens)?;
     let output =
         Output { out: largest, bias: ptr_or_null(op.bias)?, tokens: tokens as i32, columns: columns as i32, stride: 0, epilogue: ARGMAX };
-    let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true, before_attention: false };
+    let shape = tiles::Shape { tokens, columns, gated: false, cols, argmax: true, before_decode: false };
     let (x, x_stride) = if f16 { (to_f16(cx, op)?, cols) } else { (ptr(op.x)?, x_stride(op)) };
     Product { op, f16, weight, x, x_stride, shape, output }.wgmma(cx)?;
     let params = TakeLargestParams { largest, out: ptr(op.out)?, seqs: tokens as i32 };

@@ -24,6 +24,8 @@ use crate::{
 pub(crate) use lt::{LT_BYTES, Lt};
 pub(crate) use packed::Next;
 use packed::Packed;
+#[cfg(test)]
+pub(crate) use tiles::ATTENTION_BYTES;
 
 /// A weight on the device: consecutive row ranges, each in one layout.
 #[derive(Debug)]

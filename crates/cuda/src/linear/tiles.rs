@@ -7,8 +7,8 @@ pub(super) const STREAM_TOKENS: usize = 16;
 const OWN_TOKENS: usize = 127;
 const OWN_TOKENS_SMALL: usize = 256;
 const SMALL_WEIGHT: usize = 8 << 20;
-/// What a block of decode attention takes of a multiprocessor, for heads of 128.
-const ATTENTION_BYTES: usize = 80 << 10;
+/// What a block of decode attention takes of a multiprocessor, for heads of up to 128. Of heads of 256 it finds no room, and waits.
+pub(crate) const ATTENTION_BYTES: usize = 80 << 10;
 
 /// A product as the choice sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(super) struct Shape {
     pub cols: usize,
     /// Of each token the largest result alone is wanted
     pub argmax: bool,
-    /// Attention reads the result
-    pub before_attention: bool,
+    /// Attention of a decode step reads the result
+    pub before_decode: bool,
 }
 
 impl Shape {
@@ -35,7 +35,7 @@ impl Shape {
 /// Whether cuBLASLt is to take a product of more than [`STREAM_TOKENS`].
 pub(super) fn is_for_lt(shape: &Shape) -> bool {
     let small = shape.weight_rows() * shape.cols <= SMALL_WEIGHT;
-    !shape.gated && shape.tokens > if small || shape.before_attention { OWN_TOKENS_SMALL } else { OWN_TOKENS }
+    !shape.gated && shape.tokens > if small || shape.before_decode { OWN_TOKENS_SMALL } else { OWN_TOKENS }
 }
 
 /// An instance of `sm90_linear_stream.cu`.
@@ -197,7 +197,7 @@ impl WgmmaTile {
     /// How many stages are to be used on a device whose blocks may have `shared_bytes`: all, or, where attention follows, fewer,
     /// so that its blocks start beside, and fetch keys and values meanwhile.
     pub fn stages(&self, shape: &Shape, shared_bytes: usize) -> usize {
-        let room = shared_bytes - if shape.before_attention { ATTENTION_BYTES } else { 0 };
+        let room = shared_bytes - if shape.before_decode { ATTENTION_BYTES } else { 0 };
         ((room - self.shared_bytes(0) as usize) / self.stage_bytes()).min(self.stages)
     }
 
@@ -309,7 +309,7 @@ mod tests {
     const SHARED_BYTES: u32 = 227 << 10;
 
     fn shape(tokens: usize, columns: usize, gated: bool, cols: usize) -> Shape {
-        Shape { tokens, columns, gated, cols, argmax: false, before_attention: false }
+        Shape { tokens, columns, gated, cols, argmax: false, before_decode: false }
     }
 
     /// The numbers of every `INSTANCE(…)` line.
@@ -372,9 +372,9 @@ mod tests {
             assert_eq!(is_for_lt(&shape(tokens, columns, gated, cols)), expected, "{tokens} × {columns} × {cols}");
         }
         assert!(
-            [(256, false), (257, true)].iter().all(|&(tokens, expected)| {
-                is_for_lt(&Shape { before_attention: true, ..shape(tokens, 6144, false, 4096) }) == expected
-            })
+            [(256, false), (257, true)]
+                .iter()
+                .all(|&(tokens, expected)| { is_for_lt(&Shape { before_decode: true, ..shape(tokens, 6144, false, 4096) }) == expected })
         );
     }
 
@@ -383,7 +383,7 @@ mod tests {
         assert!(STREAM.iter().all(|t| t.shared_bytes() <= SHARED_BYTES));
         for tile in &WGMMA {
             let [all, some] = [false, true]
-                .map(|before_attention| tile.stages(&Shape { before_attention, ..shape(64, 4096, false, 4096) }, SHARED_BYTES as usize));
+                .map(|before_decode| tile.stages(&Shape { before_decode, ..shape(64, 4096, false, 4096) }, SHARED_BYTES as usize));
             assert_eq!(all, tile.stages, "{tile:?}");
             // A stage is released when the next one has been multiplied.
             assert!((2..=all).contains(&some) && tile.shared_bytes(all) + 1024 <= SHARED_BYTES, "{tile:?}: {some}");

@@ -24,6 +24,8 @@ pub struct Linear<'a> {
     pub epilogue: Epilogue<'a>,
     /// `[tokens, out]` float; with [`Epilogue::ActMul`] `[tokens, out / 2]`, with [`Epilogue::Argmax`] `[tokens]` I32
     pub out: &'a Tensor,
+    /// Attention of a decode step reads `out` next, and may begin to read the cache meanwhile. No result depends on it.
+    pub before_decode: bool,
 }
 
 /// RMSNorm of the rows of `x`, as [`RmsNorm`] defines it.
@@ -59,7 +61,7 @@ pub enum Epilogue<'a> {
 impl<'a> Linear<'a> {
     /// `out = x · wᵀ`.
     pub fn new(x: &'a Tensor, weight: &'a PreparedWeight, out: &'a Tensor) -> Self {
-        Self { x, norm: None, weight, bias: None, epilogue: Epilogue::Store, out }
+        Self { x, norm: None, weight, bias: None, epilogue: Epilogue::Store, out, before_decode: false }
     }
 
     /// # Errors
@@ -321,7 +323,7 @@ fn case(name: String, tokens: usize, parts: &[(usize, DType)], cols: usize, with
         let out = i.activations(&[tokens, rows])?;
         let bytes = parts.iter().map(|(r, d)| d.bytes(r * cols).unwrap_or(0)).sum::<usize>() + x.bytes() + out.bytes();
         let (b, o) = (i.backend(), out.clone());
-        let run = move || b.linear(&Linear { bias: bias.as_ref(), ..Linear::new(&x, &weight, &o) });
+        let run = move || b.linear(&Linear { bias: bias.as_ref(), before_decode: true, ..Linear::new(&x, &weight, &o) });
         Ok(Launch::new(run).output("out", &out).bytes(bytes).flops(2 * tokens * rows * cols))
     })
 }

@@ -95,7 +95,8 @@ impl Attention {
     fn run(&self, step: &Step, x: &Tensor, norm: Option<Norm>, epilogue: Epilogue) -> Result<()> {
         let (o, batch) = (&self.options, step.batch);
         let (qkv, out) = (step.rows(&step.scratch.qkv), step.rows(&step.scratch.attention));
-        step.backend.linear(&ops::Linear { norm, ..self.qkv.op(x, &qkv) })?;
+        let before_decode = batch.max_query_len == 1;
+        step.backend.linear(&ops::Linear { norm, before_decode, ..self.qkv.op(x, &qkv) })?;
         let (k_cache, v_cache) = &step.kv.layers[self.layer];
         step.backend.rope_attention(&ops::RopeAttention {
             heads: ops::RopeKvWrite {
