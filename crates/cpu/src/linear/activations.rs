@@ -5,7 +5,7 @@
 
 use std::{arch::x86_64::*, ops::Range};
 
-use super::fours::Fours;
+use super::{fours::Fours, woven::Woven};
 
 /// Elements with one scale.
 pub(super) const BLOCK: usize = 32;
@@ -83,7 +83,7 @@ pub(super) const GROUP: usize = 4;
 /// Which [`Columns`] a product takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rounding {
-    /// [`Block`]
+    /// [`Block`] or [`Woven`]
     Blocks,
     /// [`Fours`]
     Fours,
@@ -143,6 +143,23 @@ impl<const T: usize> Columns<T> for Block<T> {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn round(&mut self, t: usize, v: [__m256; 4]) -> __m256i {
+        let (d, bytes) = Self::codes_of(v);
+        let halves = Self::sums_of_four_steps(bytes);
+        self.scales[t] = d;
+        self.sums[t] = d * f32::from(halves.as_flattened().iter().sum::<i16>());
+        for h in 0..2 {
+            self.half_sums[h][t] = d * f32::from(halves[h][0] + halves[h][1]);
+            self.centres[h][t] = [32 * halves[h][0], 32 * halves[h][1]];
+        }
+        bytes
+    }
+}
+
+impl<const T: usize> Block<T> {
+    /// `d` and `q` of each column.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub fn codes_of(v: [__m256; 4]) -> (f32, __m256i) {
         let magnitude = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
         let m = _mm256_max_ps(_mm256_max_ps(magnitude[0], magnitude[1]), _mm256_max_ps(magnitude[2], magnitude[3]));
         let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
@@ -155,29 +172,26 @@ impl<const T: usize> Columns<T> for Block<T> {
         // The packs work within 128-bit halves: four-byte groups come out as 0 2 4 6 | 1 3 5 7.
         let bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        // Of columns 0 and 1, and 2 and 3, of every step; then over the four steps of each half.
+        (d, bytes)
+    }
+
+    /// The sums of the first two bytes and the last two of each four, over four fours at a time.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub fn sums_of_four_steps(bytes: __m256i) -> [[i16; 2]; 2] {
         let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
         let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
         let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
-        let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-        let pairs = _mm256_slli_epi16::<5>(pairs);
-        let halves = [_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums)].map(|s| _mm_cvtsi128_si32(s));
-        let centres = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
-        self.scales[t] = d;
-        self.sums[t] = d * (halves[0] + halves[1]) as f32;
-        for h in 0..2 {
-            self.half_sums[h][t] = d * halves[h] as f32;
-            self.centres[h][t] = [centres[h] as i16, (centres[h] >> 16) as i16];
-        }
-        bytes
+        let both = [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].map(|s| _mm_cvtsi128_si32(s));
+        both.map(|s| [s as i16, (s >> 16) as i16])
     }
 }
 
 /// Quantised rows, made anew for every `linear`.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
-    /// `[groups, blocks]`, or as many bytes of `[tokens, blocks]`
-    blocks: Vec<Block<GROUP>>,
+    /// `[groups, blocks]`, or in the same memory another kind or `[tokens, blocks]`
+    blocks: Vec<Woven>,
     /// As `blocks`
     fours: Vec<Fours<GROUP>>,
     /// `[tokens]`
@@ -188,7 +202,7 @@ impl Activations {
     /// What [`Activations::reserve`] takes for each of `roundings`.
     pub fn bytes(roundings: &[Rounding], tokens: usize, cols: usize) -> usize {
         let block = |rounding: &Rounding| match rounding {
-            Rounding::Blocks => size_of::<Block<GROUP>>(),
+            Rounding::Blocks => size_of::<Woven>(),
             Rounding::Fours => size_of::<Fours<GROUP>>(),
         };
         tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK) * roundings.iter().map(block).sum::<usize>() + tokens * size_of::<Outliers>()
@@ -198,7 +212,7 @@ impl Activations {
     pub fn reserve(&mut self, rounding: Rounding, tokens: usize, cols: usize) {
         let blocks = tokens.div_ceil(GROUP) * cols.div_ceil(BLOCK);
         match rounding {
-            Rounding::Blocks if self.blocks.len() < blocks => self.blocks.resize(blocks, Block::ZERO),
+            Rounding::Blocks if self.blocks.len() < blocks => self.blocks.resize(blocks, Woven::ZERO),
             Rounding::Fours if self.fours.len() < blocks => self.fours.resize(blocks, Fours::ZERO),
             _ => {}
         }
@@ -217,7 +231,7 @@ impl Activations {
             let enough = tokens.div_ceil(GROUP) * blocks <= room && tokens <= self.outliers.len();
             assert!(enough || !takes(rounding), "reserve comes first");
         }
-        let (as_blocks, as_fours) = (self.blocks.as_mut_ptr().cast(), self.fours.as_mut_ptr().cast());
+        let (as_blocks, as_fours) = (self.blocks.as_mut_ptr(), self.fours.as_mut_ptr().cast());
         ActivationRows { as_blocks, as_fours, outliers: self.outliers.as_mut_ptr(), blocks }
     }
 }
@@ -225,7 +239,7 @@ impl Activations {
 /// Pointers to the first of rows that all lie in groups or all on their own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationRows {
-    as_blocks: *mut Block<1>,
+    pub as_blocks: *mut Woven,
     pub as_fours: *mut Fours<1>,
     pub outliers: *mut Outliers,
     /// Of a row

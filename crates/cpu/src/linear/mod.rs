@@ -14,6 +14,8 @@ mod pace;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod woven;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +32,7 @@ use ferrum_kernels::{
 use self::{
     activations::{Block, GROUP, Rounding},
     fours::Fours,
+    woven::Woven,
 };
 use crate::{
     features::Simd,
@@ -295,7 +298,7 @@ pub(crate) fn run(how: How, pool: &Pool, scratch: &mut Scratch, op: &Linear) -> 
         arrange(pool, scratch, weight, x.shape[0]);
         let started = (scratch.pace.waiting > 0).then(Instant::now);
         let takes = |rounding| weight.parts.iter().any(|part| part.rounding(how.simd) == Some(rounding));
-        let acts = quantize(pool, &mut scratch.activations, x, &takes);
+        let acts = quantize(how, pool, &mut scratch.activations, x, &takes);
         x86::run(how.simd, pool, &mut scratch.tiles, &acts, &mut scratch.packed, weight, &job);
         if let Some(started) = started {
             scratch.pace.earn(started.elapsed().as_secs_f64(), x.shape[0]);
@@ -330,6 +333,7 @@ fn arrange(pool: &Pool, scratch: &mut Scratch, weight: &CpuWeight, tokens: usize
 /// Rounds all tokens in the ways that are taken.
 #[cfg(target_arch = "x86_64")]
 fn quantize(
+    how: How,
     pool: &Pool,
     activations: &mut activations::Activations,
     x: storage::Rows<f32>,
@@ -347,6 +351,7 @@ fn quantize(
             match (blocks, few) {
                 (false, _) => {}
                 (true, true) => activations::quantize_avx2::<Block<1>, 1>(&rows, tokens.clone(), row),
+                (true, false) if how.simd == Simd::Avx2 => activations::quantize_avx2::<Woven, GROUP>(&rows, tokens.clone(), row),
                 (true, false) => activations::quantize_avx2::<Block<GROUP>, GROUP>(&rows, tokens.clone(), row),
             }
             match (fours, few) {

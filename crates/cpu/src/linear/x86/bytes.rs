@@ -26,7 +26,8 @@ pub(super) struct Bytes;
 
 impl Product for Bytes {
     type L = L;
-    type X<const T: usize> = Fours<T>;
+    type One = Fours<1>;
+    type Group = Fours<GROUP>;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]

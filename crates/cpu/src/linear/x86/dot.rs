@@ -68,7 +68,7 @@ struct Source<'a> {
 
 /// Tokens as the dot products of a panel see them.
 struct Tokens<P: Product, const T: usize> {
-    x: [*const P::X<1>; T],
+    x: [*const P::One; T],
     outliers: [*const Outliers; T],
 }
 
@@ -97,7 +97,7 @@ unsafe fn some<P: Product, F: Format, const S: usize, const T: usize>(
     let mut tokens = Tokens::<P, T> { x: [std::ptr::null(); T], outliers: [std::ptr::null(); T] };
     let mut sums = [[P::L::zero_f(); T]; S];
     for t in 0..T {
-        tokens.x[t] = acts.group::<P::X<1>, 1>(token + t);
+        tokens.x[t] = acts.group::<P::One, 1>(token + t);
         tokens.outliers[t] = acts.outliers.add(token + t);
         for s in 0..S {
             sums[s][t] = begin::<P::L>(job, panels[s].at, token + t, 0);
@@ -174,7 +174,7 @@ unsafe fn dots<P: Product, F: Format, const S: usize, const T: usize>(
 unsafe fn group<P: Product, F: Format, const T: usize>(
     packed: &Packed<P::L>,
     by: Factors<P>,
-    mut x: [*const P::X<1>; T],
+    mut x: [*const P::One; T],
     block: usize,
     group: usize,
     sums: [Floats<P>; T],

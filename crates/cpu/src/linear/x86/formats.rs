@@ -199,7 +199,7 @@ impl Format for Q5K {
 }
 
 impl Format for Q6K {
-    type Narrow = Halves<true>;
+    type Narrow = Halves<true, 4>;
     type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q6_K);
     const CENTRE: Option<f32> = Some(32.0);
@@ -218,7 +218,7 @@ impl Format for Q6K {
 }
 
 impl Format for Q3K {
-    type Narrow = Halves<true>;
+    type Narrow = Halves<true, 8>;
     type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q3_K);
     const CENTRE: Option<f32> = Some(4.0);
@@ -236,7 +236,7 @@ impl Format for Q3K {
 }
 
 impl Format for Q2K {
-    type Narrow = Halves<false>;
+    type Narrow = Halves<false, 8>;
     type Wide<L: WideLanes> = Wide<L, 2>;
     const SHAPE: Shape = Shape::of(DType::Q2_K);
 

@@ -208,17 +208,17 @@ impl Kernels {
 
     fn avx2<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avx2::<P, F>, tokens: tokens_avx2::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avx2::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
+        Self { dot: dot_avx2::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 
     fn avxvnni<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avxvnni::<P, F>, tokens: tokens_avxvnni::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avxvnni::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
+        Self { dot: dot_avxvnni::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 
     fn avx512<P: Product, F: Format>() -> Self {
         let tile = TileKernels { unpack: unpack_avx512::<P, F>, tokens: tokens_avx512::<P>, rows: P::TILE_VECS * P::L::N };
-        Self { dot: dot_avx512::<P, F>, tile, rounding: P::X::<1>::ROUNDING }
+        Self { dot: dot_avx512::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 }
 

@@ -4,15 +4,19 @@
 //! ports of which products take two. What each kind does is what keeps the sums in 16 bits as long as they fit:
 //!
 //! - [`Plain`]: codes of at most five bits, whose sums over four or eight steps fit as they are.
-//! - [`Halves`]: codes with a scale per 16 columns. Centred on zero, by an addition per half, six bits fit over its four steps.
-//!   Scales are whole numbers, so that widening the sums multiplies with them, and both halves add up before they are converted.
+//! - [`Halves`]: codes with a scale per 16 columns. Centred on zero, by an addition, six bits fit over four steps, and two or three
+//!   over eight. Scales are whole numbers, so that widening the sums multiplies with them, and both halves add up before they are
+//!   converted; in tiles they do so side by side, as a step has columns of both ([`Woven`]).
 //!
 //! Codes of eight bits meet other activations: [`super::bytes`].
 
 use std::arch::x86_64::*;
 
 use super::{
-    super::activations::{Block, GROUP, one_hot},
+    super::{
+        activations::{Block, one_hot},
+        woven::{self, Woven},
+    },
     formats::{Format, Packed},
     lanes::{Eight, Lanes},
     product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
@@ -27,7 +31,7 @@ unsafe fn pairs<P: Product<L = L>, const COUNT: usize, const T: usize>(
     tile: *mut Tile,
     (block, first): (usize, usize),
     from: usize,
-    x: *const Block<GROUP>,
+    x: *const Woven,
 ) -> [[__m256i; VECS]; T] {
     let mut pairs = [[L::zero(); VECS]; T];
     let u = codes::<P>(tile, block, from, first);
@@ -67,6 +71,18 @@ unsafe fn panel_pairs<F: Format, const COUNT: usize, const T: usize>(
     pairs
 }
 
+/// Spreads the codes of a group, `raised` by a number, out as [`Woven`] has its columns.
+#[inline(always)]
+unsafe fn weave<P: Product<L = L>, F: Format>(packed: &Packed<L>, group: usize, tile: *mut Tile, (block, vec): (usize, usize), raised: i8) {
+    for k in 0..4 {
+        let a = _mm256_add_epi8(F::codes::<L>(packed.words, group, k), L::splat(raised));
+        let b = _mm256_add_epi8(F::codes::<L>(packed.words, group, k + 4), L::splat(raised));
+        let (first, last) = (_mm256_slli_epi32::<16>(b), _mm256_srli_epi32::<16>(a));
+        L::store(Tile::codes::<P>(tile, block, 2 * k, vec), _mm256_blend_epi16::<0xAA>(a, first));
+        L::store(Tile::codes::<P>(tile, block, 2 * k + 1, vec), _mm256_blend_epi16::<0xAA>(last, b));
+    }
+}
+
 /// `acc` plus the sums of two neighbouring 16-bit numbers
 #[inline(always)]
 pub(super) unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
@@ -78,7 +94,8 @@ pub(super) struct Plain<const BATCH: usize>;
 
 impl<const BATCH: usize> Product for Plain<BATCH> {
     type L = L;
-    type X<const T: usize> = Block<T>;
+    type One = Block<1>;
+    type Group = Woven;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
@@ -117,13 +134,11 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
         let (scale, min) = packed.scaled::<F>(by, group);
         L::store_f(Tile::scales::<L>(tile, block, 0, vec), scale);
         L::store_f(Tile::mins::<L>(tile, block, 0, vec), min);
-        for k in 0..8 {
-            L::store(Tile::codes::<Self>(tile, block, k, vec), F::codes::<L>(packed.words, group, k));
-        }
+        weave::<Self, F>(packed, group, tile, (block, vec), 0);
     }
 
     #[inline(always)]
-    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
+    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Woven, sums: *mut f32) {
         let mut dots = [[L::zero(); VECS]; T];
         for from in (0..8).step_by(BATCH) {
             let pairs = pairs::<Self, BATCH, T>(tile, (block, first), from, x);
@@ -146,17 +161,19 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
 
     #[inline(always)]
     unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
-        let codes = L::load(Tile::codes::<Self>(tile, block, column / 4, vec));
-        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(column % 4))));
+        let (step, place) = woven::place(column);
+        let codes = L::load(Tile::codes::<Self>(tile, block, step, vec));
+        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(place))));
         let sum = scaled::<L>(dot, x, L::load_f(Tile::scales::<L>(tile, block, 0, vec)), sum);
         L::fma(L::load_f(Tile::mins::<L>(tile, block, 0, vec)), x, sum)
     }
 }
 
-/// Unsigned codes with whole scales per half a block; `CENTRED` or with a minimum per half. In tiles the centre is 32 always.
-pub(super) struct Halves<const CENTRED: bool>;
+/// Unsigned codes with whole scales per half a block; `CENTRED` or with a minimum per half. `BATCH` steps of a tile fit 16 bits, in
+/// which the centre is 32 always.
+pub(super) struct Halves<const CENTRED: bool, const BATCH: usize>;
 
-impl<const CENTRED: bool> Halves<CENTRED> {
+impl<const CENTRED: bool, const BATCH: usize> Halves<CENTRED, BATCH> {
     /// By how much the codes are higher in a tile.
     const fn raised<F: Format>() -> i8 {
         match F::CENTRE {
@@ -173,9 +190,10 @@ impl<const CENTRED: bool> Halves<CENTRED> {
     }
 }
 
-impl<const CENTRED: bool> Product for Halves<CENTRED> {
+impl<const CENTRED: bool, const BATCH: usize> Product for Halves<CENTRED, BATCH> {
     type L = L;
-    type X<const T: usize> = Block<T>;
+    type One = Block<1>;
+    type Group = Woven;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
@@ -225,28 +243,26 @@ impl<const CENTRED: bool> Product for Halves<CENTRED> {
     #[inline(always)]
     unsafe fn spread<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, tile: *mut Tile, block: usize, vec: usize) {
         L::store_f(Tile::units::<L>(tile, block, vec), by.0);
-        for h in 0..2 {
-            L::store(Tile::scales::<L>(tile, block, h, vec).cast(), F::whole_scale(packed.bytes, 2 * group + h));
-            if !CENTRED {
+        let scales = [F::whole_scale(packed.bytes, 2 * group), F::whole_scale(packed.bytes, 2 * group + 1)];
+        L::store(Tile::scales::<L>(tile, block, 0, vec).cast(), _mm256_blend_epi16::<0xAA>(scales[0], scales[1]));
+        if !CENTRED {
+            for h in 0..2 {
                 L::store_f(Tile::mins::<L>(tile, block, h, vec), packed.scaled::<F>(by, 2 * group + h).1);
             }
         }
-        for k in 0..8 {
-            let codes = _mm256_add_epi8(F::codes::<L>(packed.words, group, k), L::splat(Self::raised::<F>()));
-            L::store(Tile::codes::<Self>(tile, block, k, vec), codes);
-        }
+        weave::<Self, F>(packed, group, tile, (block, vec), Self::raised::<F>());
     }
 
     #[inline(always)]
-    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Block<GROUP>, sums: *mut f32) {
+    unsafe fn block<const T: usize>(tile: *mut Tile, (block, first): (usize, usize), x: *const Woven, sums: *mut f32) {
         let mut dots = [[L::zero(); VECS]; T];
-        for h in 0..2 {
-            let pairs = pairs::<Self, 4, T>(tile, (block, first), 4 * h, x);
+        for from in (0..8).step_by(BATCH) {
+            let pairs = pairs::<Self, BATCH, T>(tile, (block, first), from, x);
             for t in 0..T {
-                let centre = L::broadcast((&raw const (*x).centres[h][t]).cast());
+                let centre = L::broadcast((&raw const (*x).centres[if BATCH == 8 { 2 } else { from / 4 }][t]).cast());
                 for v in 0..VECS {
                     let pairs = if CENTRED { _mm256_sub_epi16(pairs[t][v], centre) } else { pairs[t][v] };
-                    let scale = L::load(Tile::scales::<L>(tile, block, h, first + v).cast());
+                    let scale = L::load(Tile::scales::<L>(tile, block, 0, first + v).cast());
                     dots[t][v] = _mm256_add_epi32(dots[t][v], _mm256_madd_epi16(pairs, scale));
                 }
             }
@@ -269,13 +285,14 @@ impl<const CENTRED: bool> Product for Halves<CENTRED> {
 
     #[inline(always)]
     unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
-        let (h, a) = (column / 16, L::broadcast(one_hot(column % 4)));
-        let mut pairs = _mm256_maddubs_epi16(L::load(Tile::codes::<Self>(tile, block, column / 4, vec)), a);
+        let (step, place) = woven::place(column);
+        let a = L::broadcast(one_hot(place));
+        let mut pairs = _mm256_maddubs_epi16(L::load(Tile::codes::<Self>(tile, block, step, vec)), a);
         if CENTRED {
             pairs = _mm256_sub_epi16(pairs, _mm256_maddubs_epi16(L::splat(32), a));
         }
-        let scale = L::load(Tile::scales::<L>(tile, block, h, vec).cast());
+        let scale = L::load(Tile::scales::<L>(tile, block, 0, vec).cast());
         let sum = scaled::<L>(_mm256_madd_epi16(pairs, scale), x, L::load_f(Tile::units::<L>(tile, block, vec)), sum);
-        if CENTRED { sum } else { L::fma(L::load_f(Tile::mins::<L>(tile, block, h, vec)), x, sum) }
+        if CENTRED { sum } else { L::fma(L::load_f(Tile::mins::<L>(tile, block, column / 16, vec)), x, sum) }
     }
 }

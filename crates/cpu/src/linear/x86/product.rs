@@ -21,8 +21,10 @@ pub(super) const VECS: usize = 2;
 /// and the vectors that are named.
 pub(super) trait Product {
     type L: Lanes;
-    /// Activations
-    type X<const T: usize>: Columns<T>;
+    /// Activations of dot products
+    type One: Columns<1>;
+    /// Activations of tiles
+    type Group: Columns<GROUP>;
     /// Vectors of rows in a tile: as many as its codes have room for
     const TILE_VECS: usize;
 
@@ -31,7 +33,7 @@ pub(super) trait Product {
         packed: &Packed<Self::L>,
         by: Factors<Self>,
         group: usize,
-        x: [*const Self::X<1>; T],
+        x: [*const Self::One; T],
         sums: [Floats<Self>; T],
     ) -> [Floats<Self>; T];
 
@@ -50,7 +52,7 @@ pub(super) trait Product {
 
     /// Adds the products of block `at.0` of a tile, of the [`VECS`] vectors from `at.1` on, and of a block of `T` tokens to
     /// `sums`, `[T, VECS, N]`.
-    unsafe fn block<const T: usize>(tile: *mut Tile, at: (usize, usize), x: *const Self::X<GROUP>, sums: *mut f32);
+    unsafe fn block<const T: usize>(tile: *mut Tile, at: (usize, usize), x: *const Self::Group, sums: *mut f32);
 
     /// [`Product::one`], of a tile.
     unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: Floats<Self>, sum: Floats<Self>) -> Floats<Self>;

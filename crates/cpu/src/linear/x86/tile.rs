@@ -195,7 +195,7 @@ pub(super) unsafe fn unpack<P: Product, F: Format>(panels: &Panels, at: Place, t
 pub(super) unsafe fn tokens<P: Product>(job: &Job, acts: &ActivationRows, at: Place, tile: *mut Tile) {
     for group in 0..at.tokens.div_ceil(GROUP) {
         let token = at.token + group * GROUP;
-        let x = acts.group::<P::X<GROUP>, GROUP>(token).cast_const().add(at.block);
+        let x = acts.group::<P::Group, GROUP>(token).cast_const().add(at.block);
         match at.tokens - group * GROUP {
             1 => some::<P, 1>(job, acts, at, tile, (group, token, x)),
             2 => some::<P, 2>(job, acts, at, tile, (group, token, x)),
@@ -212,7 +212,7 @@ unsafe fn some<P: Product, const T: usize>(
     acts: &ActivationRows,
     at: Place,
     tile: *mut Tile,
-    (group, token, x): (usize, usize, *const P::X<GROUP>),
+    (group, token, x): (usize, usize, *const P::Group),
 ) {
     for first in (0..P::TILE_VECS).step_by(VECS) {
         let sums = Tile::sums::<P::L>(tile, group, first);
@@ -227,7 +227,7 @@ unsafe fn some<P: Product, const T: usize>(
             if first == 0 {
                 // The same block of the next group.
                 let next = x.wrapping_add(acts.blocks + block).cast::<i8>();
-                for line in 0..size_of::<P::X<GROUP>>().div_ceil(64) {
+                for line in 0..size_of::<P::Group>().div_ceil(64) {
                     _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line));
                 }
             }

@@ -15,7 +15,8 @@ pub(super) struct Wide<L, const HALVES: usize>(PhantomData<L>);
 
 impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
     type L = L;
-    type X<const T: usize> = Block<T>;
+    type One = Block<1>;
+    type Group = Block<GROUP>;
     const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
