@@ -7,8 +7,9 @@
 //! tokens are more than the L2 cache holds. Bound by the multipliers, and by their power.
 //!
 //! Measured with `examples/linear_speed` on one thread of an Intel Xeon with AVX-512 VNNI, [2048, 4096] by 512 tokens, GOP/s,
-//! other programs at work beside, 2026-11-25: AVX2 level Q4_1 204, Q5_0 180, Q4_K 210, Q5_K 188, Q6_K 187, Q3_K 188,
-//! Q2_K 176 (4 % more than when the first step too added to sums, of zero); AVX-512 level Q4_K 339, Q8_0 370, Q6_K 266.
+//! other programs at work beside, 2026-11-25: AVX2 level Q4_1 204, Q5_0 180, Q4_K 209, Q5_K 186, Q6_K 183, Q3_K 211, Q2_K 186,
+//! Q8_0 and IQ4_XS 189 (before halves of a block were woven: Q6_K 171, Q3_K 184, Q2_K 176); AVX-512 level Q4_K 339, Q8_0 370,
+//! Q6_K 266.
 //! Lost: closures in the unpacking (`array::map`), which the compiler left as calls without the instruction set, 5 times slower;
 //! three tokens at a time with all sums in registers, which the compiler spilled, AVX2 Q4_K 150, Q6_K 125, Q8_0 118;
 //! two tokens by two vectors, or four by one, 10 % slower; steps that finish the block before in passing, 3 % faster in one kernel
