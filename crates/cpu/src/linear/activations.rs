@@ -147,9 +147,9 @@ impl<const T: usize> Columns<T> for Block<T> {
         let halves = Self::sums_of_four_steps(bytes);
         self.scales[t] = d;
         self.sums[t] = d * f32::from(halves.as_flattened().iter().sum::<i16>());
-        for h in 0..2 {
-            self.half_sums[h][t] = d * f32::from(halves[h][0] + halves[h][1]);
-            self.centres[h][t] = [32 * halves[h][0], 32 * halves[h][1]];
+        for (h, [even, odd]) in halves.into_iter().enumerate() {
+            self.half_sums[h][t] = d * f32::from(even + odd);
+            self.centres[h][t] = [32 * even, 32 * odd];
         }
         bytes
     }
