@@ -1,6 +1,6 @@
 //! Activations rounded to 8 bits: `x ≈ d · q`, one `d` per 32 elements, `|q| ≤ 127`; or as [`super::fours`] has them.
 //!
-//! A scale per 32 elements and not per 256 keeps the rounding error at an NMSE of 2.4e-5 on normal data even where a few
+//! A scale per 32 elements and not per 256 keeps the rounding error at an NMSE of 2.8e-5 on normal data even where a few
 //! channels are far larger than the rest, as they are in most models.
 
 use std::{arch::x86_64::*, ops::Range};
@@ -110,6 +110,15 @@ pub(super) trait Columns<const T: usize>: Copy {
     unsafe fn round(&mut self, t: usize, v: [__m256; 4]) -> __m256i;
 }
 
+/// Whether no number is NaN or infinite. The scale of others is NaN, as comparing may lose them, and codes cannot tell.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn are_finite(v: [__m256; 4]) -> bool {
+    let noughts = v.map(|v| _mm256_sub_ps(v, v));
+    let sum = _mm256_add_ps(_mm256_add_ps(noughts[0], noughts[1]), _mm256_add_ps(noughts[2], noughts[3]));
+    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(sum, sum)) == 0
+}
+
 /// With one scale.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -165,7 +174,7 @@ impl<const T: usize> Block<T> {
         let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
         let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
         let max = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-        let d = max / 127.0;
+        let d = if are_finite(v) { max / 127.0 } else { f32::NAN };
         // A block of zeros, or of numbers too small to have an inverse, is all zeros.
         let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
         let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inverse))));

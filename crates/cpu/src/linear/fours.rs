@@ -8,11 +8,11 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{ActivationRows, Columns, Rounding};
+use super::activations::{ActivationRows, Columns, Rounding, are_finite};
 
 /// What four `q` of one sign add up to before they are rounded, which adds a half each. Four equal elements are exact.
 const SUM: f32 = 124.0;
-/// `m` of the four that add up to most, nearly: 2¹⁵ products of it and 16 bits would still fit 32 bits.
+/// `m` of the four that add up to most, nearly: 16 products of it and 16 bits fit 32 bits.
 const LARGEST: f32 = 4000.0;
 
 /// 32 columns of `T` tokens side by side. A batch is eight columns, of which 0, 1, 4 and 5 are four that share `m`, and the
@@ -83,8 +83,8 @@ impl<const T: usize> Columns<T> for Fours<T> {
             self.factors[2 * i][t] = [first as i16, (first >> 16) as i16];
             self.factors[2 * i + 1][t] = [second as i16, (second >> 16) as i16];
         }
-        self.scales[t] = most / (SUM * LARGEST);
-        self.centres[t] = -128 * _mm_cvtsi128_si32(sum);
+        self.scales[t] = if are_finite(v) { most / (SUM * LARGEST) } else { f32::NAN };
+        self.centres[t] = _mm_cvtsi128_si32(sum).wrapping_mul(-128);
         bytes
     }
 }
@@ -165,6 +165,15 @@ mod tests {
                 assert!(kind != 3 || (b.scales[0] * q as f32 - want).abs() < 1e-6, "equal ones are exact");
             }
             assert_eq!(b.centres[0], centre);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        for (bad, n) in [(f32::NAN, 0), (f32::NAN, 31), (f32::INFINITY, 5), (f32::NEG_INFINITY, 12)] {
+            let x = std::array::from_fn(|i| if i == n || i == (n + 9) % 32 { bad } else { 1.0 });
+            assert!(!runs_here() || rounded::<Fours<1>>(&x).scales[0].is_nan(), "{bad} at {n}");
+            assert!(!runs_here() || rounded::<Block<1>>(&x).scales[0].is_nan(), "{bad} at {n}");
         }
     }
 

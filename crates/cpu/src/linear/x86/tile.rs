@@ -49,7 +49,7 @@ pub(crate) struct Tile {
     scales: [f32; TILE_BLOCKS * 2 * ROWS],
     /// as `scales`
     mins: [f32; TILE_BLOCKS * 2 * ROWS],
-    /// `[blocks, vectors, N]`: what whole scales are to be multiplied with, or what integer sums begin with
+    /// `[blocks, vectors, N]`: what whole scales are to be multiplied with
     units: [f32; TILE_BLOCKS * ROWS],
     /// `[groups, vectors / VECS, tokens of the group, VECS, N]`
     sums: [f32; MAX_TOKENS * ROWS],
