@@ -176,8 +176,9 @@ fn read_message(message: Value, path: &str) -> Result<Value> {
 fn with_short_ids(messages: &[Value]) -> Vec<Value> {
     let mut messages = messages.to_vec();
     for message in &mut messages {
-        let calls = message["tool_calls"].as_array_mut().into_iter().flatten().map(|call| &mut call["id"]);
-        calls.for_each(shorten);
+        // Indexing would add what is missing: templates ask whether there are calls by whether the key is there.
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
+        calls.filter_map(|call| call.get_mut("id")).for_each(shorten);
         if let Some(id) = message.get_mut("tool_call_id") {
             shorten(id);
         }

@@ -206,6 +206,21 @@ async fn ids_of_calls_fit_mistrals_templates() {
     assert_eq!(ids(&text("bbc5b7ede", "bbc5b7ede").await), ("bbc5b7ede".into(), "bbc5b7ede".into()), "theirs stay");
 }
 
+/// The first revisions of Mistral's templates tell messages with calls by whether they have the key.
+#[tokio::test]
+async fn a_message_without_calls_has_no_key_of_calls() {
+    let (app, router) = server(Keys::default());
+    let template = "{% for m in messages %}{% if m.tool_calls is defined %}[{{ m.tool_calls | length }} calls]{% else %}{{ m.content }}{% endif %};{% endfor %}";
+    load_as(&app, Some(ToolFormat::Mistral), Some(template));
+    let call = json!({"id": "call-1", "type": "function", "function": {"name": "now", "arguments": "{}"}});
+    let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}]);
+    let (status, tokens) = post(&router, "/tokenize", json!({"messages": messages})).await;
+    assert_eq!(status, StatusCode::OK, "{tokens}");
+    let (_, text) = post(&router, "/detokenize", json!({"tokens": tokens["tokens"]})).await;
+    assert_eq!(text["prompt"], "hi;hello;go;[1 calls];");
+}
+
 #[tokio::test]
 async fn calls_are_forced_in_every_form() {
     for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::Llama3, ToolFormat::FunctionGemma] {
