@@ -69,6 +69,11 @@ impl ChatPrompt {
         Ok(Self { messages, tools, arguments, add_generation_prompt })
     }
 
+    pub fn tool_names(&self) -> Vec<String> {
+        let name = |tool: &Value| tool.pointer("/function/name").and_then(Value::as_str).map(str::to_owned);
+        self.tools.iter().flatten().filter_map(name).collect()
+    }
+
     /// Renders and encodes, off the threads that serve connections: templates take time.
     ///
     /// # Errors

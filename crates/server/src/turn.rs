@@ -136,6 +136,7 @@ impl Turn {
             generation.stop_token_ids.extend(model.tokenizer.token_id("<start_function_response>"));
         }
         let split_reasoning = fields.bool("separate_reasoning")?.unwrap_or(true);
+        let names = prompt.tool_names();
         let rendered = prompt.render(app).await?;
         if let Some(mark) = open_reasoning(&rendered.end) {
             generation.grammar = generation.grammar.map(|wanted| Wanted { grammar: wanted.grammar.after(mark), ..wanted });
@@ -144,7 +145,7 @@ impl Turn {
         let is_free = generation.grammar.is_none();
         let parser = || {
             let parser = OutputParser::new(tools, split_reasoning, &rendered.end);
-            let parser = if is_free { parser.bare_calls() } else { parser };
+            let parser = if is_free { parser.bare_calls(&names) } else { parser };
             if parallel { parser } else { parser.one_call() }
         };
         let parsers = (0..generation.n).map(|_| parser()).collect();

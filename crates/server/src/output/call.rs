@@ -38,8 +38,8 @@ impl Call {
     }
 
     /// Reads the call that `text`, the whole text so far, begins with. Returns what is new and where the call ends. `is_bare`: no mark
-    /// says that it is one.
-    pub fn read(&mut self, format: ToolFormat, is_bare: bool, text: &str) -> (Update, Option<usize>) {
+    /// says that it is one. `names`: those of calls, where an object with another name is none.
+    pub fn read(&mut self, format: ToolFormat, is_bare: bool, names: Option<&[String]>, text: &str) -> (Update, Option<usize>) {
         let Parts { name, arguments, end } = if format == ToolFormat::FunctionGemma { gemma::scan(text) } else { scan(text) };
         let mut update = Update::default();
         let arguments = match arguments {
@@ -49,7 +49,8 @@ impl Call {
             None => return (update, end),
         };
         // A name that comes last is reported with the whole.
-        let Some(name) = name else { return (update, end) };
+        let is_called = |name: &String| self.started || names.is_none_or(|names| names.contains(name));
+        let Some(name) = name.filter(is_called) else { return (update, end) };
         if !self.started {
             self.started = true;
             update.name = Some(name);

@@ -59,8 +59,8 @@ pub struct OutputParser {
     thought: bool,
     /// Calls that are reported; more are left out
     most_calls: usize,
-    /// Whether an answer that begins with a call in JSON is one without the marks of its form too
-    bare: bool,
+    /// Tools that an answer which begins with a call in JSON calls without the marks of its form too
+    bare: Option<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -90,15 +90,16 @@ impl OutputParser {
             shown: false,
             thought: false,
             most_calls: usize::MAX,
-            bare: false,
+            bare: None,
         }
     }
 
-    /// Takes an answer that begins with a JSON object of a name and arguments, in a fenced block or not, for a call in the forms that
-    /// have marks around JSON: small models (Qwen2.5-Coder among them) leave the marks out.
+    /// Takes an answer that begins with a JSON object of arguments and one of these names, in a fenced block or not, for a call in the
+    /// forms that have marks around JSON: small models (Qwen2.5-Coder among them) leave the marks out. With another name it is text:
+    /// any JSON may have such members.
     #[must_use]
-    pub fn bare_calls(mut self) -> Self {
-        self.bare = self.tools == Some(ToolFormat::Hermes);
+    pub fn bare_calls(mut self, names: &[String]) -> Self {
+        self.bare = (self.tools == Some(ToolFormat::Hermes)).then(|| names.to_vec());
         self
     }
 
@@ -157,7 +158,7 @@ impl OutputParser {
 
     fn content(&mut self, deltas: &mut Vec<Delta>) -> bool {
         let anywhere = self.tools.map_or(&[][..], ToolFormat::openings);
-        let at_start = if self.bare { BARE } else { self.tools.map_or(&[][..], ToolFormat::openings_at_start) };
+        let at_start = if self.bare.is_some() { BARE } else { self.tools.map_or(&[][..], ToolFormat::openings_at_start) };
         let at_start = if self.shown { &[] } else { at_start };
         let reasoning = REASONING.iter().filter(|_| !self.shown && self.calls == 0).map(|m| m.0);
         // The closing mark of a call comes behind its object, and may come late.
@@ -250,7 +251,7 @@ impl OutputParser {
         } else {
             self.opening.extend(skipped)
         }
-        let is_fenced = some && (self.bare || self.tools == Some(ToolFormat::Json));
+        let is_fenced = some && (self.bare.is_some() || self.tools == Some(ToolFormat::Json));
         if self.held.starts_with('{') {
             self.state = self.begin_call();
             true
@@ -273,7 +274,7 @@ impl OutputParser {
             Some(end) if call.started() => {
                 self.held.drain(..end);
                 self.opening.clear();
-                if self.bare || self.tools.is_some_and(ToolFormat::is_list) {
+                if self.bare.is_some() || self.tools.is_some_and(ToolFormat::is_list) {
                     self.state = State::Calls { some: true };
                 }
                 true
@@ -307,8 +308,8 @@ impl OutputParser {
     fn call_deltas(&self, call: &mut Call, deltas: &mut Vec<Delta>) -> Option<usize> {
         let index = self.calls - 1;
         let tools = self.tools?;
-        let is_bare = tools.is_bare() || self.bare && !tools.openings().iter().any(|mark| self.opening.contains(mark));
-        let (update, end) = call.read(tools, is_bare, &self.held);
+        let names = self.bare.as_deref().filter(|_| !tools.openings().iter().any(|mark| self.opening.contains(mark)));
+        let (update, end) = call.read(tools, tools.is_bare() || names.is_some(), names, &self.held);
         if index >= self.most_calls {
             return end;
         }

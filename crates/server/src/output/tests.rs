@@ -95,7 +95,7 @@ fn hermes_calls() {
 
 /// Text in pieces of any length gives the same calls.
 fn check_bare(text: &str, want: &[Delta]) {
-    let parser = || OutputParser::new(Some(ToolFormat::Hermes), true, "").bare_calls();
+    let parser = || OutputParser::new(Some(ToolFormat::Hermes), true, "").bare_calls(&["now".into(), "there".into()]);
     assert_eq!(read(parser(), &[text]), want, "{text}");
     let letters: Vec<String> = text.chars().map(String::from).collect();
     assert_eq!(read(parser(), &letters.iter().map(String::as_str).collect::<Vec<_>>()), want, "{text} by letters");
@@ -120,10 +120,18 @@ fn calls_without_their_marks() {
         "{\"name\": \"Bob\", \"age\": 30}",
         "```json\n{\"name\": \"Bob\"}\n```",
         "Write `{\"name\": \"now\", \"arguments\": {}}`.",
+        // Members of a call, but no tool of that name.
+        "{\"name\": \"grep\", \"arguments\": {\"flags\": \"-r\"}}",
+        "```json\n{\"name\": \"grep\", \"parameters\": {}}\n```\nThat is it.",
+        "{\"arguments\": {}, \"name\": \"nowhere\"}\n{\"name\": \"now\", \"arguments\": {}}",
         "As JSON:\n```json\n{\"name\": \"now\", \"arguments\": {}}\n```",
     ] {
         check_bare(text, &[content(text)]);
     }
+    // The mark says that it is a call, whatever its name.
+    check_bare("<tool_call>\n{\"name\": \"grep\", \"arguments\": {}}\n</tool_call>", &call(0, "grep", "{}"));
+    let text = "{\"name\": \"grep\", \"arguments\": {}}";
+    check_bare(&format!("{now}\n{text}"), &[&call(0, "now", "{}")[..], &[content(text)]].concat());
     // Nothing is taken for a call where a grammar makes the answer.
     check(Some(ToolFormat::Hermes), "", now, &[content(now)]);
 }
