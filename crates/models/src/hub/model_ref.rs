@@ -3,7 +3,7 @@
 use super::names::{check_relative_path, check_repo_id};
 use super::{Catalogue, HubError};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -38,20 +38,27 @@ impl ModelRef {
     /// # Errors
     /// As [`ModelRef::parse`].
     pub fn parse_with(text: &str, catalogue: &Catalogue) -> Result<ModelRef, HubError> {
+        ModelRef::parse_among(text, catalogue, |path| fs::metadata(path))
+    }
+
+    /// `look` says what is at a path.
+    fn parse_among(text: &str, catalogue: &Catalogue, look: impl Fn(&Path) -> io::Result<Metadata>) -> Result<ModelRef, HubError> {
         let text = text.trim();
         if let Some(path) = explicit_path(text) {
-            return existing(&path).unwrap_or_else(|| Err(HubError::local(&path, "no such file or folder")));
+            return existing(&path, look(&path)).unwrap_or_else(|| Err(HubError::local(&path, "no such file or folder")));
         }
         if let Some(entry) = catalogue.get(text) {
             return Ok(ModelRef::Alias(entry.name().to_owned()));
         }
-        if !text.is_empty()
-            && let Some(found) = existing(Path::new(text))
-        {
-            return found;
+        let (path, id) = (Path::new(text), hugging_face(text));
+        match existing(path, look(path)).filter(|_| !text.is_empty()) {
+            // In a folder that may not be searched, every id would be a path that may not be looked at.
+            Some(Err(HubError::Io { .. })) if id.is_some() => {}
+            Some(found) => return found,
+            None => {}
         }
-        if let Some(parsed) = hugging_face(text) {
-            return Ok(parsed);
+        if let Some(id) = id {
+            return Ok(id);
         }
         if text.ends_with(".gguf") && !text.contains(':') {
             return Err(HubError::local(Path::new(text), "no such file"));
@@ -79,8 +86,8 @@ fn explicit_path(text: &str) -> Option<PathBuf> {
     (explicit || Path::new(text).is_absolute()).then(|| PathBuf::from(text))
 }
 
-fn existing(path: &Path) -> Option<Result<ModelRef, HubError>> {
-    let meta = match fs::metadata(path) {
+fn existing(path: &Path, meta: io::Result<Metadata>) -> Option<Result<ModelRef, HubError>> {
+    let meta = match meta {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Some(Err(HubError::io(path)(error))),
         Err(_) => return None,
@@ -134,6 +141,15 @@ mod tests {
         assert!(err.contains("smollm2:135m"), "{err}");
         for bad in ["", "nothing-like-it", "a/b/c", "org/name:../x", "org/na me"] {
             assert!(matches!(ModelRef::parse(bad), Err(HubError::UnknownModel { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_may_be_a_path_that_may_not_be_looked_at() {
+        let parse = |text| ModelRef::parse_among(text, Catalogue::builtin(), |_| Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(parse("org/name").unwrap(), ModelRef::HuggingFace { repo: "org/name".into(), select: None });
+        for path in ["./org/name", "/org/name", "a/b/c", "m.gguf"] {
+            assert!(matches!(parse(path), Err(HubError::Io { .. })), "{path}");
         }
     }
 
