@@ -25,6 +25,7 @@ const HELP: &str = "\
 /help                this text
 /exit                leave (also Ctrl-D)
 A line that ends with \\ goes on in the next; so does everything between \"\"\" at the beginning of a line and \"\"\" at the end of one.
+Behind a line of \"\"\" alone, until the next line of \"\"\" alone.
 Ctrl-C stops the answer.
 ";
 
@@ -198,44 +199,65 @@ impl Chat<'_> {
 /// Around messages of many lines.
 const QUOTES: &str = "\"\"\"";
 
+/// A message, as far as it has been typed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Message {
+    text: String,
+    quotes: Quotes,
+}
+
+/// What the message is in, and so what ends it.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Quotes {
+    /// Nothing: the next line without a backslash at its end
+    #[default]
+    None,
+    /// Quotes in front of text: quotes behind text
+    Around,
+    /// Quotes on a line of their own: the same again, for the text may have quotes in it, as code has
+    Block,
+}
+
+impl Message {
+    /// Takes a line; whether it was the last one.
+    fn add(&mut self, mut line: &str) -> bool {
+        if let (Quotes::None, Some(rest)) = (&self.quotes, line.trim_start().strip_prefix(QUOTES)) {
+            if rest.trim().is_empty() {
+                self.quotes = Quotes::Block;
+                return false;
+            }
+            self.quotes = Quotes::Around;
+            line = rest;
+        }
+        let trimmed = line.trim_end();
+        let (line, is_last) = match self.quotes {
+            Quotes::None => trimmed.strip_suffix('\\').map_or((line, true), |start| (start, false)),
+            Quotes::Around => trimmed.strip_suffix(QUOTES).map_or((line, false), |start| (start, true)),
+            Quotes::Block if line.trim() == QUOTES => ("", true),
+            Quotes::Block => (line, false),
+        };
+        self.text += line;
+        if !is_last {
+            self.text.push('\n');
+        }
+        is_last
+    }
+}
+
 /// One message; `None` at the end of input.
 fn read(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> {
-    let mut text = String::new();
-    let mut quoted = false;
+    let mut message = Message::default();
     loop {
-        let prompt = if text.is_empty() && !quoted { ">>> " } else { "... " };
-        let line = match editor.readline(prompt) {
-            Ok(line) => line,
-            Err(ReadlineError::Interrupted) if text.is_empty() && !quoted => {
-                eprintln!("(/exit or Ctrl-D leaves)");
-                continue;
-            }
+        let is_begun = message != Message::default();
+        match editor.readline(if is_begun { "... " } else { ">>> " }) {
+            Ok(line) if message.add(&line) => return Ok(Some(message.text)),
+            Ok(_) => {}
             // Ctrl-C drops the message that was begun.
-            Err(ReadlineError::Interrupted) => {
-                text.clear();
-                quoted = false;
-                continue;
-            }
+            Err(ReadlineError::Interrupted) if is_begun => message = Message::default(),
+            Err(ReadlineError::Interrupted) => eprintln!("(/exit or Ctrl-D leaves)"),
             Err(ReadlineError::Eof) => return Ok(None),
             Err(error) => return Err(error).context("cannot read from the terminal"),
-        };
-        let mut line = line.as_str();
-        if let (false, Some(rest)) = (quoted, line.trim_start().strip_prefix(QUOTES)) {
-            quoted = true;
-            line = rest;
-            if line.trim().is_empty() {
-                continue;
-            }
         }
-        let (line, goes_on) = match line.trim_end().strip_suffix(if quoted { QUOTES } else { "\\" }) {
-            Some(start) => (start, !quoted),
-            None => (line, quoted),
-        };
-        text += line;
-        if !goes_on {
-            return Ok(Some(text));
-        }
-        text.push('\n');
     }
 }
 

@@ -38,7 +38,7 @@ fn messages_have_many_lines_and_history_is_kept() {
     terminal.press("two\\\r");
     terminal.expect("... ");
     terminal.line("lines");
-    for line in ["\"\"\"\r", "a\\\r", "\r", "b\r"] {
+    for line in ["\"\"\"\r", "a\\\r", "\r", "b = \"\"\"b\"\"\"\r", "\"\"\"b\r"] {
         terminal.press(line);
         terminal.expect("... ");
     }
@@ -52,7 +52,7 @@ fn messages_have_many_lines_and_history_is_kept() {
     terminal.expect("one line");
     terminal.line("!");
     let first = saved(&mut terminal, home.path());
-    assert_eq!(questions(&first), ["two\nlines", "a\\\n\nb\n", "c\nd", "one line", "one line!"]);
+    assert_eq!(questions(&first), ["two\nlines", "a\\\n\nb = \"\"\"b\"\"\"\n\"\"\"b\n", "c\nd", "one line", "one line!"]);
     terminal.press("/exit\r");
     assert_eq!(terminal.wait(), Some(0));
 
