@@ -90,7 +90,8 @@ pub(super) enum Rounding {
 }
 
 /// 32 columns of `T` tokens side by side, so that a tile reads the activations of a group from one place to the next. Tokens
-/// that meet panels as dot products lie on their own, with `T` = 1. A block of `T` tokens is as large as `T` blocks of one.
+/// that meet panels as dot products lie on their own, with `T` = 1. `T` blocks of one
+/// token take no more memory than the one of a group.
 pub(super) trait Columns<const T: usize>: Copy {
     const ROUNDING: Rounding;
     const ZERO: Self;
@@ -267,7 +268,7 @@ impl ActivationRows {
     /// `token` is below the count given to [`Activations::rows`] with the rounding of `C`, and a multiple of `T`.
     #[inline(always)]
     pub unsafe fn group<C: Columns<T>, const T: usize>(&self, token: usize) -> *mut C {
-        // SAFETY: a block of `T` tokens is as large as `T` blocks of one, and `reserve` made room for whole groups.
+        // SAFETY: `reserve` made room for the blocks of whole groups, in which those of single tokens fit as well.
         unsafe { C::start(self).add(token / T * self.blocks) }
     }
 }
