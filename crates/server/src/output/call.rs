@@ -37,15 +37,15 @@ impl Call {
         self.started
     }
 
-    /// Reads the call that `text`, the whole text so far, begins with. Returns what is new and where the call ends. `is_bare`: no mark
-    /// says that it is one. `names`: those of calls, where an object with another name is none.
-    pub fn read(&mut self, format: ToolFormat, is_bare: bool, names: Option<&[String]>, text: &str) -> (Update, Option<usize>) {
+    /// Reads the call that `text`, the whole text so far, begins with. Returns what is new and where the call ends. `names`: those of
+    /// calls, where no mark of the form says that it is one; an object with another name is none.
+    pub fn read(&mut self, format: ToolFormat, names: Option<&[String]>, text: &str) -> (Update, Option<usize>) {
         let Parts { name, arguments, end } = if format == ToolFormat::FunctionGemma { gemma::scan(text) } else { scan(text) };
         let mut update = Update::default();
         let arguments = match arguments {
             Some(arguments) => arguments,
             // Where a mark says that it is a call, arguments may be missing. Such a call is reported with its end.
-            None if end.is_some() && !is_bare => "{}".into(),
+            None if end.is_some() && !format.is_bare() && names.is_none() => "{}".into(),
             None => return (update, end),
         };
         // A name that comes last is reported with the whole.

@@ -309,7 +309,7 @@ impl OutputParser {
         let index = self.calls - 1;
         let tools = self.tools?;
         let names = self.bare.as_deref().filter(|_| !tools.openings().iter().any(|mark| self.opening.contains(mark)));
-        let (update, end) = call.read(tools, tools.is_bare() || names.is_some(), names, &self.held);
+        let (update, end) = call.read(tools, names, &self.held);
         if index >= self.most_calls {
             return end;
         }
