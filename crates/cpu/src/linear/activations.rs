@@ -90,17 +90,11 @@ pub(super) enum Rounding {
 }
 
 /// 32 columns of `T` tokens side by side, so that a tile reads the activations of a group from one place to the next. Tokens
-/// that meet panels as dot products lie on their own, with `T` = 1. `T` blocks of one
-/// token take no more memory than the one of a group.
+/// that meet panels as dot products lie on their own, with `T` = 1. As many blocks of one token as a group has take no more memory
+/// than one of a group.
 pub(super) trait Columns<const T: usize>: Copy {
     const ROUNDING: Rounding;
     const ZERO: Self;
-
-    /// The first of all rows.
-    ///
-    /// # Safety
-    /// Room was made for rows of this rounding.
-    unsafe fn start(rows: &ActivationRows) -> *mut Self;
 
     fn codes(&mut self) -> &mut [[[i8; 4]; T]; 8];
 
@@ -141,10 +135,6 @@ impl<const T: usize> Columns<T> for Block<T> {
     const ROUNDING: Rounding = Rounding::Blocks;
     const ZERO: Self =
         Self { codes: [[[0; 4]; T]; 8], scales: [0.0; T], sums: [0.0; T], half_sums: [[0.0; T]; 2], centres: [[[0; 2]; T]; 2] };
-
-    unsafe fn start(rows: &ActivationRows) -> *mut Self {
-        rows.as_blocks.cast()
-    }
 
     fn codes(&mut self) -> &mut [[[i8; 4]; T]; 8] {
         &mut self.codes
@@ -241,7 +231,7 @@ impl Activations {
             let enough = tokens.div_ceil(GROUP) * blocks <= room && tokens <= self.outliers.len();
             assert!(enough || !takes(rounding), "reserve comes first");
         }
-        let (as_blocks, as_fours) = (self.blocks.as_mut_ptr(), self.fours.as_mut_ptr().cast());
+        let (as_blocks, as_fours) = (self.blocks.as_mut_ptr(), self.fours.as_mut_ptr());
         ActivationRows { as_blocks, as_fours, outliers: self.outliers.as_mut_ptr(), blocks }
     }
 }
@@ -249,8 +239,8 @@ impl Activations {
 /// Pointers to the first of rows that all lie in groups or all on their own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationRows {
-    pub as_blocks: *mut Woven,
-    pub as_fours: *mut Fours<1>,
+    as_blocks: *mut Woven,
+    as_fours: *mut Fours<GROUP>,
     pub outliers: *mut Outliers,
     /// Of a row
     pub blocks: usize,
@@ -268,8 +258,12 @@ impl ActivationRows {
     /// `token` is below the count given to [`Activations::rows`] with the rounding of `C`, and a multiple of `T`.
     #[inline(always)]
     pub unsafe fn group<C: Columns<T>, const T: usize>(&self, token: usize) -> *mut C {
+        let start: *mut C = match C::ROUNDING {
+            Rounding::Blocks => self.as_blocks.cast(),
+            Rounding::Fours => self.as_fours.cast(),
+        };
         // SAFETY: `reserve` made room for the blocks of whole groups, in which those of single tokens fit as well.
-        unsafe { C::start(self).add(token / T * self.blocks) }
+        unsafe { start.add(token / T * self.blocks) }
     }
 }
 

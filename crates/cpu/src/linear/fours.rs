@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{ActivationRows, Columns, Rounding, are_finite};
+use super::activations::{Columns, Rounding, are_finite};
 
 /// What four `q` of one sign add up to before they are rounded, which adds a half each. Four equal elements are exact.
 const SUM: f32 = 124.0;
@@ -33,10 +33,6 @@ pub(super) struct Fours<const T: usize> {
 impl<const T: usize> Columns<T> for Fours<T> {
     const ROUNDING: Rounding = Rounding::Fours;
     const ZERO: Self = Self { codes: [[[0; 4]; T]; 8], factors: [[[0; 2]; T]; 4], scales: [0.0; T], centres: [0; T] };
-
-    unsafe fn start(rows: &ActivationRows) -> *mut Self {
-        rows.as_fours.cast()
-    }
 
     fn codes(&mut self) -> &mut [[[i8; 4]; T]; 8] {
         &mut self.codes

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{ActivationRows, Block, Columns, GROUP, Rounding};
+use super::activations::{Block, Columns, GROUP, Rounding};
 
 /// 32 columns of a group of tokens. Step `k` has columns 2k, 2k + 1, 16 + 2k and 17 + 2k.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +36,6 @@ impl Columns<GROUP> for Woven {
         half_sums: [[0.0; GROUP]; 2],
         centres: [[[0; 2]; GROUP]; 3],
     };
-
-    unsafe fn start(rows: &ActivationRows) -> *mut Self {
-        rows.as_blocks.cast()
-    }
 
     fn codes(&mut self) -> &mut [[[i8; 4]; GROUP]; 8] {
         &mut self.codes

@@ -8,15 +8,12 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{
-        activations::{GROUP, one_hot},
-        fours::Fours,
-    },
+    super::{activations::GROUP, fours::Fours},
     formats::{Format, Packed},
     lanes::{Eight, Lanes},
-    narrow::join,
+    narrow::code_at,
     product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
-    tile::{ROWS, Tile},
+    tile::Tile,
 };
 
 type L = Eight;
@@ -28,7 +25,6 @@ impl Product for Bytes {
     type L = L;
     type One = Fours<1>;
     type Group = Fours<GROUP>;
-    const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
     unsafe fn dots<F: Format, const T: usize>(
@@ -122,6 +118,5 @@ unsafe fn factor<const T: usize>(x: *const Fours<T>, k: usize, token: usize) -> 
 /// The code of one column, as it is in the file.
 #[inline(always)]
 unsafe fn one_code(codes: __m256i, column: usize) -> __m256i {
-    let code = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(column % 4))));
-    _mm256_sub_epi32(code, _mm256_set1_epi32(128))
+    _mm256_sub_epi32(code_at(codes, column % 4), _mm256_set1_epi32(128))
 }

@@ -105,7 +105,7 @@ pub(super) fn run<'a>(
         if let Rows::Panels(panels) = &part.data {
             let (job, kernels) = (job(part), Kernels::of(simd, part.dtype).tile);
             // SAFETY: as above.
-            pool.chunks(part.rows.div_ceil(kernels.rows), 1, &|worker, range| unsafe {
+            pool.chunks(part.rows.div_ceil(ROWS), 1, &|worker, range| unsafe {
                 tile::chunk(kernels, &job, panels, acts, range, memory.of(worker));
             });
         }
@@ -207,17 +207,17 @@ impl Kernels {
     }
 
     fn avx2<P: Product, F: Format>() -> Self {
-        let tile = TileKernels { unpack: unpack_avx2::<P, F>, tokens: tokens_avx2::<P>, rows: P::TILE_VECS * P::L::N };
+        let tile = TileKernels { unpack: unpack_avx2::<P, F>, tokens: tokens_avx2::<P> };
         Self { dot: dot_avx2::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 
     fn avxvnni<P: Product, F: Format>() -> Self {
-        let tile = TileKernels { unpack: unpack_avxvnni::<P, F>, tokens: tokens_avxvnni::<P>, rows: P::TILE_VECS * P::L::N };
+        let tile = TileKernels { unpack: unpack_avxvnni::<P, F>, tokens: tokens_avxvnni::<P> };
         Self { dot: dot_avxvnni::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 
     fn avx512<P: Product, F: Format>() -> Self {
-        let tile = TileKernels { unpack: unpack_avx512::<P, F>, tokens: tokens_avx512::<P>, rows: P::TILE_VECS * P::L::N };
+        let tile = TileKernels { unpack: unpack_avx512::<P, F>, tokens: tokens_avx512::<P> };
         Self { dot: dot_avx512::<P, F>, tile, rounding: P::One::ROUNDING }
     }
 }

@@ -20,7 +20,7 @@ use super::{
     formats::{Format, Packed},
     lanes::{Eight, Lanes},
     product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
-    tile::{ROWS, Tile},
+    tile::Tile,
 };
 
 type L = Eight;
@@ -85,8 +85,14 @@ unsafe fn weave<P: Product<L = L>, F: Format>(packed: &Packed<L>, group: usize, 
 
 /// `acc` plus the sums of two neighbouring 16-bit numbers
 #[inline(always)]
-pub(super) unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
+unsafe fn join(acc: __m256i, pairs: __m256i) -> __m256i {
     _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+/// Of each row the code at one place of a step.
+#[inline(always)]
+pub(super) unsafe fn code_at(codes: __m256i, place: usize) -> __m256i {
+    join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(place))))
 }
 
 /// Unsigned codes, `BATCH` steps of which fit 16 bits; a scale and a minimum per block.
@@ -96,7 +102,6 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
     type L = L;
     type One = Block<1>;
     type Group = Woven;
-    const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
     unsafe fn dots<F: Format, const T: usize>(
@@ -124,7 +129,7 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
     #[inline(always)]
     unsafe fn one<F: Format>(packed: &Packed<L>, by: Factors<Self>, group: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
         let codes = F::codes::<L>(packed.words, group, column / 4);
-        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(column % 4))));
+        let dot = code_at(codes, column % 4);
         let (scale, min) = packed.scaled::<F>(by, group);
         L::fma(min, x, scaled::<L>(dot, x, scale, sum))
     }
@@ -163,7 +168,7 @@ impl<const BATCH: usize> Product for Plain<BATCH> {
     unsafe fn tile_one(tile: *mut Tile, block: usize, vec: usize, column: usize, x: __m256, sum: __m256) -> __m256 {
         let (step, place) = woven::place(column);
         let codes = L::load(Tile::codes::<Self>(tile, block, step, vec));
-        let dot = join(L::zero(), _mm256_maddubs_epi16(codes, L::broadcast(one_hot(place))));
+        let dot = code_at(codes, place);
         let sum = scaled::<L>(dot, x, L::load_f(Tile::scales::<L>(tile, block, 0, vec)), sum);
         L::fma(L::load_f(Tile::mins::<L>(tile, block, 0, vec)), x, sum)
     }
@@ -194,7 +199,6 @@ impl<const CENTRED: bool, const BATCH: usize> Product for Halves<CENTRED, BATCH>
     type L = L;
     type One = Block<1>;
     type Group = Woven;
-    const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
     unsafe fn dots<F: Format, const T: usize>(

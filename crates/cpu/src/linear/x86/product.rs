@@ -7,7 +7,7 @@ use super::{
     super::activations::{Columns, GROUP},
     formats::{Format, Packed},
     lanes::Lanes,
-    tile::Tile,
+    tile::{ROWS, Tile},
 };
 
 /// Vectors of rows that meet a group of tokens at a time: with four tokens eight sums, which with codes and activations fill
@@ -25,8 +25,8 @@ pub(super) trait Product {
     type One: Columns<1>;
     /// Activations of tiles
     type Group: Columns<GROUP>;
-    /// Vectors of rows in a tile: as many as its codes have room for
-    const TILE_VECS: usize;
+    /// Vectors of rows in a tile
+    const TILE_VECS: usize = ROWS / Self::L::N;
 
     /// Adds the products of a group of columns of a panel and blocks of single tokens. `by` are [`Packed::factors`].
     unsafe fn dots<F: Format, const T: usize>(

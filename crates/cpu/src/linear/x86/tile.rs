@@ -36,7 +36,7 @@ use super::{
 
 /// Blocks of 32 columns in a tile: 32 rows of them take 16 KiB.
 pub(super) const TILE_BLOCKS: usize = 16;
-/// The most rows of a tile.
+/// Rows of a tile.
 pub(super) const ROWS: usize = 32;
 
 /// Memory of one worker for a tile. Functions that give pointers to one vector take the block, the step or half, and the vector.
@@ -124,8 +124,6 @@ pub(super) struct TileKernels {
     pub unpack: unsafe fn(&Panels, Place, *mut Tile),
     /// Multiplies the tile with all tokens.
     pub tokens: unsafe fn(&Job, &ActivationRows, Place, *mut Tile),
-    /// Rows of a tile
-    pub rows: usize,
 }
 
 /// Computes the tiles `tiles` of the part for all tokens.
@@ -135,8 +133,8 @@ pub(super) struct TileKernels {
 /// writes their rows to `job.out`; `acts` holds the tokens of `job.x` in groups.
 pub(super) unsafe fn chunk(kernels: TileKernels, job: &Job, panels: &Panels, acts: &ActivationRows, tiles: Range<usize>, tile: *mut Tile) {
     let tokens = job.x.shape[0];
-    for first in tiles.map(|t| t * kernels.rows) {
-        let count = kernels.rows.min(job.part.rows - first);
+    for first in tiles.map(|t| t * ROWS) {
+        let count = ROWS.min(job.part.rows - first);
         for token in (0..tokens).step_by(MAX_TOKENS) {
             let tokens = MAX_TOKENS.min(tokens - token);
             for block in (0..acts.blocks).step_by(TILE_BLOCKS) {

@@ -7,7 +7,7 @@ use super::{
     formats::{Format, Packed},
     lanes::WideLanes,
     product::{Factors, Product, VECS, codes, codes_of, scaled, steps},
-    tile::{ROWS, Tile},
+    tile::Tile,
 };
 
 /// With `HALVES` scales per block.
@@ -17,7 +17,6 @@ impl<L: WideLanes, const HALVES: usize> Product for Wide<L, HALVES> {
     type L = L;
     type One = Block<1>;
     type Group = Block<GROUP>;
-    const TILE_VECS: usize = ROWS / L::N;
 
     #[inline(always)]
     unsafe fn dots<F: Format, const T: usize>(
